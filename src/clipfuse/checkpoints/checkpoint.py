@@ -1,0 +1,145 @@
+"""Named tensors of one model, opened lazily under canonical names."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from clipfuse.checkpoints.names import canonical_names
+from clipfuse.checkpoints.safetensors_file import SafetensorsFile, TensorSpec
+from clipfuse.checkpoints.torch_file import TorchFile
+from clipfuse.errors import CheckpointError
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Where a Hugging Face folder keeps its weights, in order of preference."""
+
+
+class Store(Protocol):
+    """Where tensors come from."""
+
+    specs: Mapping[str, TensorSpec]
+
+    def read(self, name: str) -> Tensor: ...
+
+    def release(self, name: str) -> None: ...
+
+
+class Checkpoint(Mapping[str, Tensor]):
+    """The vision encoder's tensors of one model by canonical name; each is read when it is asked for.
+
+    `source` says in messages where they come from; `files` are the files that were opened.
+    """
+
+    def __init__(self, places: Mapping[str, tuple[Store, str]], source: str, files: tuple[Path, ...] = ()):
+        self.places = dict(places)
+        self.source = source
+        self.files = files
+
+    def __getitem__(self, name: str) -> Tensor:
+        store, stored = self.places[name]
+        return store.read(stored)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def spec(self, name: str) -> TensorSpec:
+        """Shape, dtype and bytes of a tensor, without reading it."""
+        store, stored = self.places[name]
+        return store.specs[stored]
+
+    def release(self, name: str) -> None:
+        """Let go of what was mapped for a tensor that will not be needed soon."""
+        store, stored = self.places[name]
+        store.release(stored)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(self.spec(name).nbytes for name in self)
+
+
+class MemoryStore:
+    """Tensors that are already in memory."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        self.tensors = tensors
+        self.specs = {name: TensorSpec(tuple(value.shape), value.dtype) for name, value in tensors.items()}
+
+    def read(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def release(self, name: str) -> None: ...
+
+
+def from_memory(weights: nn.Module | Mapping[str, Any], source: str) -> Checkpoint:
+    """A checkpoint over a module's or a state dict's own tensors; they are read, never changed.
+
+    Raises:
+        CheckpointError: a value is not a tensor, or the names are not those of a CLIP vision encoder.
+    """
+    if isinstance(weights, Checkpoint):
+        return weights
+    tensors = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"{source}: {name!r} is a {type(value).__name__}; a state dict holds tensors")
+    store = MemoryStore({name: value.detach() for name, value in tensors.items()})
+    return Checkpoint({name: (store, stored) for name, stored in canonical_names(tensors, source).items()}, source)
+
+
+def open_checkpoint(folder: Path, source: str) -> Checkpoint:
+    """The vision encoder in a Hugging Face folder, or in a single weights file.
+
+    Raises:
+        CheckpointError: no weights there, or they are damaged, integer, or not a CLIP vision encoder's.
+    """
+    path = folder if folder.is_file() else next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if path is None:
+        raise CheckpointError(f"{folder}: holds no weights; looked for {', '.join(WEIGHTS)}")
+    try:
+        files = shards(path) if path.name.endswith(".index.json") else {path: None}
+        places: dict[str, tuple[Store, str]] = {}
+        for file, expected in files.items():
+            store = SafetensorsFile(file) if file.suffix == ".safetensors" else TorchFile(file)
+            if missing := [name for name in expected or () if name not in store.specs]:
+                raise CheckpointError(f"{file}: lacks {missing[0]!r}, which {path.name} says is in it")
+            places |= {name: (store, name) for name in expected or store.specs}
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or path}: cannot be read ({error.strerror})") from None
+    found = {name: places[stored] for name, stored in canonical_names(places, str(path)).items()}
+    checkpoint = Checkpoint(found, source, tuple(files))
+    for name in checkpoint:
+        if not checkpoint.spec(name).dtype.is_floating_point:
+            raise CheckpointError(f"{path}: {name!r} is {checkpoint.spec(name).dtype}; weights are floating point")
+    return checkpoint
+
+
+def shards(index: Path) -> dict[Path, list[str]]:
+    """Shard file → the names it holds, from an index; shards lie beside their index."""
+    try:
+        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files: dict[Path, list[str]] = {}
+        for name, shard in weight_map.items():
+            if Path(shard).name != shard:
+                raise CheckpointError(f"{index}: shard {shard!r} is not a plain file name")
+            files.setdefault(index.parent / shard, []).append(name)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{index}: is not an index of shards (weight_map: name → file)") from None
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise CheckpointError(f"{index}: names {missing[0]}, which is not there")
+    return files
+
+
+def common_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """The dtype that most of a checkpoint's bytes have."""
+    bytes_by_dtype: dict[torch.dtype, int] = {}
+    for name in checkpoint:
+        spec = checkpoint.spec(name)
+        bytes_by_dtype[spec.dtype] = bytes_by_dtype.get(spec.dtype, 0) + spec.nbytes
+    return max(bytes_by_dtype, key=bytes_by_dtype.__getitem__)

@@ -1,0 +1,55 @@
+"""sha256 of weights files: from the hub's etag, else from a cache keyed by the file's identity, else computed aside."""
+
+import hashlib
+import re
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+from clipfuse.cache import cache_folder
+from clipfuse.checkpoints.writer import write_text
+
+CHUNK = 8 << 20
+
+
+def known_hash(path: Path) -> str | None:
+    """The file's sha256 if it is known without reading the file."""
+    blob = path.resolve()
+    if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        return blob.name
+    note = note_of(path)
+    return note.read_text() if note.is_file() else None
+
+
+def compute_hash(path: Path) -> str:
+    """The file's sha256, remembered for next time."""
+    if found := known_hash(path):
+        return found
+    note, digest = note_of(path), hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    if note == note_of(path):
+        write_text(note, digest.hexdigest())
+    return digest.hexdigest()
+
+
+def compute_in_background(paths: Iterable[Path]) -> threading.Thread:
+    """Hash files one after the other in a thread that nothing waits for; what it finishes is in the cache."""
+
+    def work(todo: list[Path]) -> None:
+        for path in todo:
+            try:
+                compute_hash(path)
+            except OSError:
+                return
+
+    thread = threading.Thread(target=work, args=(list(paths),), daemon=True, name="clipfuse-hashes")
+    thread.start()
+    return thread
+
+
+def note_of(path: Path) -> Path:
+    """Where the hash of this very file (device, inode, size, time of change) is remembered."""
+    stat = path.stat()
+    return cache_folder("hashes") / f"{stat.st_dev}-{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}"

@@ -1,0 +1,8 @@
+"""Configuration: strict models, YAML, presets, `a.b=c`, and FusionBench's words. Knows no method."""
+
+from clipfuse.config.overrides import apply_overrides
+from clipfuse.config.presets import load_preset, presets
+from clipfuse.config.read import read_yaml
+from clipfuse.config.schema import Config, parse
+
+__all__ = ["Config", "apply_overrides", "load_preset", "parse", "presets", "read_yaml"]

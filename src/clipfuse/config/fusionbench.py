@@ -1,0 +1,117 @@
+"""FusionBench's words (0.1 and 0.2) for ours: one table, one line of notice for each that was used."""
+
+from collections.abc import Callable
+from typing import Any
+
+Tree = dict[str, Any]
+
+
+def same(value: Any) -> Any:
+    return value
+
+
+def per_cent(value: Any) -> Any:
+    """FusionBench's 20 means per cent; ours is a share."""
+    return value / 100 if isinstance(value, (int, float)) and value > 1 else value
+
+
+METHODS: dict[str, str] = {
+    "clip_task_arithmetic": "task_arithmetic",
+    "clip_simple_average": "simple_average",
+    "clip_weighted_average": "weighted_average",
+    "ties_merging_clip": "ties_merging",
+    "magmax_merging": "magmax",
+}
+"""Their name of a method → ours. `dare/x` is the edit dare and the method x."""
+
+SETTINGS: dict[tuple[str, str], tuple[str, Callable[[Any], Any]]] = {
+    ("ties_merging", "threshold"): ("keep", per_cent),
+    ("ties_merging", "merge_func"): ("merge", same),
+    ("dare", "sparsity_ratio"): ("drop", same),
+}
+"""(our method or edit, their setting) → (our setting, conversion of the value)."""
+
+RUN: dict[str, str] = {"merged_model_save_path": "out"}
+"""Their key of a whole run → ours."""
+
+IGNORED = ("fabric", "fast_dev_run", "dry_run", "print_config", "report_save_path", "path", "hydra", "_recursive_")
+"""Keys of a whole run that have no meaning here; what is ignored is named."""
+
+TYPES: dict[tuple[str, str], str] = {
+    ("modelpool", "fusion_bench.modelpool.CLIPVisionModelPool"): "huggingface_clip_vision",
+    ("modelpool", "CLIPVisionModelPool"): "huggingface_clip_vision",
+    ("taskpool", "fusion_bench.taskpool.CLIPVisionModelTaskPool"): "clip_vit_classification",
+}
+"""(group, their `_target_` or type) → our type. A `_target_` is a word in this table, never something to import."""
+
+POOL_IGNORED = ("_target_", "_recursive_", "_usage_", "_version_", "tta_datasets", "train_datasets", "processor")
+TASKPOOL_IGNORED = (
+    *("_target_", "_recursive_", "name", "dataset_type", "batch_size", "num_workers", "dataloader_kwargs"),
+    *("fast_dev_run", "processor", "layer_wise_feature_save_path", "layer_wise_feature_first_token_only", "test_datasets"),
+)
+
+
+def translate(tree: Tree) -> tuple[Tree, list[str]]:
+    """A run's tree in our words, and a one-line note for each foreign word."""
+    notes: list[str] = []
+    tree = dict(tree)
+    for theirs, ours in RUN.items():
+        if theirs in tree:
+            value = tree.pop(theirs)
+            if value is not None:
+                tree[ours] = value
+            notes.append(f"{theirs} is read as {ours}")
+    for key in IGNORED:
+        if key in tree:
+            del tree[key]
+            notes.append(f"{key} of FusionBench has no meaning here and is ignored")
+    if isinstance(tree.get("method"), dict):
+        tree = translate_method(tree, notes)
+    if isinstance(tree.get("modelpool"), dict):
+        tree["modelpool"] = translate_group("modelpool", tree["modelpool"], POOL_IGNORED, notes)
+    if isinstance(tree.get("taskpool"), dict):
+        pool = translate_group("taskpool", tree["taskpool"], TASKPOOL_IGNORED, notes)
+        if "clip_model" in pool:
+            pool = {**pool, "base": pool.pop("clip_model")}
+            notes.append("taskpool.clip_model is read as taskpool.base")
+        tree["taskpool"] = pool
+    return tree, notes
+
+
+def translate_method(tree: Tree, notes: list[str]) -> Tree:
+    method = dict(tree["method"])
+    name = str(method.get("name", ""))
+    if name.startswith("dare/"):
+        edit = {"name": "dare"}
+        if "sparsity_ratio" in method:
+            edit["drop"] = method.pop("sparsity_ratio")
+        method["name"] = name.removeprefix("dare/")
+        tree = {**tree, "edits": [edit, *tree.get("edits", [])]}
+        notes.append(f"{name} is read as the edit dare and the method {method['name']}")
+    elif name in METHODS:
+        method["name"] = METHODS[name]
+        notes.append(f"method {name} is read as {METHODS[name]}")
+    for part, where in [(method, "method"), *[(edit, "edits") for edit in tree.get("edits", [])]]:
+        if not isinstance(part, dict):
+            continue
+        for (owner, theirs), (ours, convert) in SETTINGS.items():
+            if part.get("name") == owner and theirs in part:
+                found = part.pop(theirs)
+                part[ours] = convert(found)
+                notes.append(f"{where}.{theirs}={found} is read as {ours}={part[ours]}")
+    return {**tree, "method": method}
+
+
+def translate_group(group: str, tree: Tree, ignored: tuple[str, ...], notes: list[str]) -> Tree:
+    """One group's tree without FusionBench's own keys; its `_target_` or type in our word."""
+    tree = dict(tree)
+    theirs = tree.get("_target_", tree.get("type"))
+    if (group, theirs) in TYPES:
+        tree["type"] = TYPES[group, theirs]
+        notes.append(f"{group}: {theirs} is read as {tree['type']}")
+        tree.pop("_target_", None)
+    for key in ignored:
+        if key in tree and key != "_target_":
+            del tree[key]
+            notes.append(f"{group}.{key} is ignored")
+    return tree

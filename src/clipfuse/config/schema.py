@@ -1,0 +1,55 @@
+"""Strict, frozen configuration models, and pydantic's findings told in one line."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from clipfuse.errors import ConfigError, unknown
+
+
+class Config(BaseModel):
+    """Root of every configuration model: unknown keys and wrong types are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+C = TypeVar("C", bound=Config)
+
+
+def parse(model: type[C], values: Mapping[str, Any], where: str) -> C:
+    """Check `values` against `model`; `where` names them in the error (`method.ties_merging`).
+
+    Raises:
+        ConfigError: one line for all findings, each with its place, what was found, and what it takes.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        findings = [finding(model, where, dict(found)) for found in error.errors(include_url=False)]
+        raise ConfigError(" · ".join(dict.fromkeys(findings))) from None
+
+
+def finding(model: type[Config], where: str, found: Mapping[str, Any]) -> str:
+    """One pydantic finding as `where.key: what (found …)`."""
+    keys = [str(key) for key in found["loc"]]
+    place = ".".join([where, *keys])
+    if found["type"] == "extra_forbidden":
+        fields = fields_at(model, keys[:-1])
+        return f"{'.'.join([where, *keys[:-1]])}: " + (
+            unknown("key", keys[-1], fields) if fields else f"unknown key {keys[-1]!r}; it takes no settings"
+        )
+    if found["type"] == "missing":
+        return f"{place}: is required"
+    message = found["msg"].removeprefix("Value error, ")
+    return f"{place}: {message[:1].lower()}{message[1:]} (found {found['input']!r:.80})"
+
+
+def fields_at(model: type[Config], keys: list[str]) -> list[str]:
+    """Names of the fields of the model that `keys` lead to, as far as plain nesting goes."""
+    for key in keys:
+        field = model.model_fields.get(key)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, Config)):
+            return []
+        model = field.annotation
+    return list(model.model_fields)

@@ -1,0 +1,16 @@
+"""Fusion methods, a line each: the table of contents.
+
+Adding one takes its file and its line here; the contract tests, the command line and the docs pick it up.
+"""
+
+from clipfuse.fusion.arithmetic import simple_average, task_arithmetic, weighted_average  # means and sums
+from clipfuse.fusion.dare import dare  # edit: drop and rescale
+from clipfuse.fusion.finishes import expo, lines  # finishes: scale as a whole, by depth
+from clipfuse.fusion.magmax import magmax  # entry of largest magnitude
+from clipfuse.fusion.slerp import slerp  # two models on the sphere
+from clipfuse.fusion.ties import ties_merging  # trim, elect, merge
+
+__all__ = [
+    *("simple_average", "weighted_average", "task_arithmetic", "ties_merging", "magmax", "slerp"),
+    *("dare", "lines", "expo"),
+]

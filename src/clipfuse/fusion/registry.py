@@ -1,0 +1,235 @@
+"""Names → methods, edits and finishes: the one place where a word becomes a rule."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_type_hints
+
+from clipfuse.config import Config, parse
+from clipfuse.errors import ConfigError, unknown
+from clipfuse.pool.view import GRAINS, Grain
+
+Uses = Literal["train_images", "train_labels", "val_images", "val_labels", "test_images"]
+Returns = Literal["delta", "weights"]
+
+
+class DeltaConfig(Config):
+    """Settings of every method that returns a task vector."""
+
+    scaling_factor: float = 1.0
+    """λ in θ0 + λΔ, dimensionless; applied by the engine."""
+
+
+class EmptyConfig(Config):
+    """No settings."""
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a rule was published."""
+
+    title: str
+    authors: str
+    """As in BibTeX: `Last, First and Last, First`."""
+    year: int
+    arxiv: str
+    venue: str = ""
+
+    def bibtex(self) -> str:
+        """A BibTeX entry."""
+        key = f"{self.authors.split(',')[0].lower()}{self.year}{self.title.split()[0].lower()}"
+        fields = {"title": self.title, "author": self.authors, "booktitle": self.venue, "year": str(self.year)}
+        if self.arxiv:
+            fields |= {"eprint": self.arxiv, "archivePrefix": "arXiv"}
+        lines = "".join(f"  {name} = {{{value}}},\n" for name, value in fields.items() if value)
+        return f"@{'inproceedings' if self.venue else 'misc'}{{{key},\n{lines}}}"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A registered method, edit or finish: its function, its settings, and what it needs."""
+
+    kind: Literal["method", "edit", "finish"]
+    name: str
+    function: Callable[..., Any]
+    config: type[Config]
+    paper: Paper
+    grain: Grain
+    returns: Returns = "delta"
+    models: int | None = None
+    """Number of experts it takes; None is any."""
+    prepare: Callable[..., Any] | None = None
+    """`(view, cfg) → state`, called once with the whole pool seen through the edits."""
+    passes: int = 0
+    """Times that `prepare` reads the whole pool, as a rule."""
+    uses: tuple[Uses, ...] | Callable[[Any], tuple[Uses, ...]] = ()
+    """What it sees besides weights."""
+
+    @property
+    def summary(self) -> str:
+        """First line of the rule's docstring."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+    @property
+    def formula(self) -> str:
+        """First line of the configuration's docstring."""
+        return (inspect.getdoc(self.config) or "").partition("\n")[0]
+
+
+METHODS: dict[str, Rule] = {}
+EDITS: dict[str, Rule] = {}
+FINISHES: dict[str, Rule] = {}
+TABLES: dict[str, dict[str, Rule]] = {"method": METHODS, "edit": EDITS, "finish": FINISHES}
+
+
+def register(kind: Literal["method", "edit", "finish"], **facts: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        name = function.__name__
+        if name in TABLES[kind]:
+            raise ValueError(f"{kind} {name!r} is registered twice")
+        TABLES[kind][name] = Rule(kind, name, function, get_type_hints(function)["cfg"], **facts)
+        return function
+
+    return add
+
+
+def method(
+    *,
+    paper: Paper,
+    grain: Grain,
+    returns: Returns = "delta",
+    models: int | None = None,
+    prepare: Callable[..., Any] | None = None,
+    passes: int = 0,
+    uses: tuple[Uses, ...] | Callable[[Any], tuple[Uses, ...]] = (),
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register `(leaf, cfg[, state]) → Tensor (*shape)` under its own name: a merged task vector or merged weights."""
+    return register(
+        "method", paper=paper, grain=grain, returns=returns, models=models, prepare=prepare, passes=passes, uses=uses
+    )
+
+
+def edit(
+    *, paper: Paper, grain: Grain, prepare: Callable[..., Any] | None = None, passes: int = 0
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register `(leaf, cfg[, state]) → Tensor (task, *shape)` under its own name: edited task vectors."""
+    return register("edit", paper=paper, grain=grain, prepare=prepare, passes=passes)
+
+
+def finish(
+    *, paper: Paper, grain: Grain, prepare: Callable[..., Any] | None = None, passes: int = 0
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register `(leaf, delta, cfg[, state]) → Tensor (*shape)` under its own name: a finished merged task vector.
+
+    `leaf` is as it was before the edits.
+    """
+    return register("finish", paper=paper, grain=grain, prepare=prepare, passes=passes)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A rule with its checked settings."""
+
+    rule: Rule
+    cfg: Any
+
+    def to_tree(self) -> dict[str, Any]:
+        """Name and settings, as in YAML."""
+        return {"name": self.rule.name, **self.cfg.model_dump(mode="json")}
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Edits, one method, finishes: everything that is done to a leaf."""
+
+    method: Step
+    edits: tuple[Step, ...] = ()
+    finishes: tuple[Step, ...] = ()
+    seed: int = 0
+    scaling_factors: tuple[float, ...] = field(default=())
+    """Values to choose from, if there is more than one; the method's own is then the first."""
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return (*self.edits, self.method, *self.finishes)
+
+    @property
+    def grain(self) -> Grain:
+        """The coarsest grain of its steps."""
+        return max((step.rule.grain for step in self.steps), key=GRAINS.index)
+
+    @property
+    def needs_base(self) -> bool:
+        return self.method.rule.returns == "delta" or bool(self.finishes)
+
+    @property
+    def uses(self) -> tuple[Uses, ...]:
+        """What the chain with its settings sees besides weights."""
+        seen: dict[Uses, None] = {}
+        for step in self.steps:
+            uses = step.rule.uses
+            seen |= dict.fromkeys(uses(step.cfg) if callable(uses) else uses)
+        return tuple(seen)
+
+    @property
+    def passes(self) -> int:
+        """Times that the pool is read."""
+        return 1 + sum(step.rule.passes for step in self.steps)
+
+    def to_tree(self) -> dict[str, Any]:
+        """As in YAML: method, edits, finishes, seed."""
+        lists = {"edits": [s.to_tree() for s in self.edits], "finishes": [s.to_tree() for s in self.finishes]}
+        return {"method": self.method.to_tree(), **{k: v for k, v in lists.items() if v}, "seed": self.seed}
+
+
+def find(kind: str, name: str) -> Rule:
+    """The rule of a name. Raises ConfigError with the nearest known name."""
+    table = TABLES[kind]
+    if name not in table:
+        raise ConfigError(unknown(kind, str(name), table))
+    return table[name]
+
+
+def step(kind: str, tree: str | Mapping[str, Any], where: str) -> Step:
+    """`"dare"` or `{"name": "dare", "drop": 0.9}` → the rule and its checked settings."""
+    tree = {"name": tree} if isinstance(tree, str) else tree
+    if not isinstance(tree, Mapping) or not isinstance(tree.get("name"), str):
+        raise ConfigError(f"{where}: takes a name, or name and settings such as {{name: {next(iter(TABLES[kind]))}}}")
+    rule = find(kind, tree["name"])
+    settings = {key: value for key, value in tree.items() if key != "name"}
+    return Step(rule, parse(rule.config, settings, where))
+
+
+def configure(
+    method: str | Mapping[str, Any],
+    edits: Sequence[str | Mapping[str, Any]] = (),
+    finishes: Sequence[str | Mapping[str, Any]] = (),
+    seed: int = 0,
+) -> Chain:
+    """Check a method with its edits and finishes. A list for `scaling_factor` gives `Chain.scaling_factors`.
+
+    Raises:
+        ConfigError: an unknown name or setting, a wrong type, or edits on a method that merges weights.
+    """
+    tree: dict[str, Any] = {"name": method} if isinstance(method, str) else dict(method)
+    factors: tuple[float, ...] = ()
+    if isinstance(tree.get("scaling_factor"), (list, tuple)):
+        found = list(tree["scaling_factor"])
+        if not found or not all(type(value) in (int, float) for value in found):
+            raise ConfigError(f"method.scaling_factor: takes a number or a list of numbers (found {found!r})")
+        factors = tuple(dict.fromkeys(float(value) for value in found))
+        tree["scaling_factor"] = factors[0]
+    for name, part in (("edits", edits), ("finishes", finishes)):
+        if isinstance(part, (str, Mapping)) or not isinstance(part, Sequence):
+            raise ConfigError(f"{name}: takes a list, as in {name}=[{next(iter(EDITS if name == 'edits' else FINISHES))}]")
+    chosen = step("method", tree, "method")
+    chain = Chain(
+        chosen,
+        tuple(step("edit", part, f"edits.{number}") for number, part in enumerate(edits)),
+        tuple(step("finish", part, f"finishes.{number}") for number, part in enumerate(finishes)),
+        seed,
+        factors if len(factors) > 1 else (),
+    )
+    if chain.edits and chosen.rule.returns == "weights":
+        raise ConfigError(f"method.{chosen.rule.name}: merges weights, not task vectors, and takes no edits")
+    return chain

@@ -1,0 +1,249 @@
+"""The pool of `type: huggingface_clip_vision`: CLIP vision encoders from folders and the hub."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import field_validator, model_validator
+
+from clipfuse.checkpoints.checkpoint import open_checkpoint
+from clipfuse.checkpoints.geometry import Geometry, read_geometry
+from clipfuse.checkpoints.hashes import known_hash
+from clipfuse.checkpoints.locate import CLIP, VISION, Located, OutOfReachError, hub_ref, locate
+from clipfuse.config import Config, load_preset, parse
+from clipfuse.errors import LocateError, PoolError, unknown
+from clipfuse.pool.leaf import Leaf
+from clipfuse.pool.model_pool import PRETRAINED, ModelPool, is_special
+from clipfuse.pool.task_vector import TaskVector
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import CLIPImageProcessor, CLIPModel, CLIPVisionModel
+
+
+class Member(Config):
+    """One model of a pool."""
+
+    name: str
+    """What it is called; names that begin and end with `_` are special, `_pretrained_` is the base."""
+    path: str
+    """A folder or weights file of this machine, or a hub id: `org/name`, `org/name@revision`."""
+
+
+class PoolConfig(Config):
+    """The YAML of a pool."""
+
+    type: Literal["huggingface_clip_vision"] = "huggingface_clip_vision"
+    """The kind of pool."""
+    models: Sequence[Member]
+    """The models, in order; also accepted as a mapping name → path."""
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def from_mapping(cls, models: Any) -> Any:
+        if not isinstance(models, Mapping):
+            return models
+        paths = {n: m.get("pretrained_model_name_or_path", m) if isinstance(m, Mapping) else m for n, m in models.items()}
+        return [{"name": name, "path": path} for name, path in paths.items()]
+
+    @model_validator(mode="after")
+    def names_are_unique(self) -> "PoolConfig":
+        names = [member.name for member in self.models]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"models: the name {min(twice)!r} stands twice")
+        return self
+
+
+class HuggingFaceClipVisionPool:
+    """A pool of CLIP vision encoders: `_pretrained_` (the base) and experts fine-tuned from it.
+
+    Nothing is located before it is needed, and no weights are read before a rule or a model asks for them.
+
+    Args:
+        config: The checked configuration; see `from_yaml` for the usual way in.
+
+    Example:
+        >>> pool = HuggingFaceClipVisionPool.from_yaml("clip-vit-base-patch32_TA8")
+        >>> pool.model_names
+        ('sun397', 'stanford_cars', 'resisc45', 'eurosat', 'svhn', 'gtsrb', 'mnist', 'dtd')
+    """
+
+    def __init__(self, config: PoolConfig):
+        self.config = config
+        self.members = {member.name: member for member in config.models}
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> "HuggingFaceClipVisionPool":
+        """Read a pool from a YAML file or a preset's name.
+
+        Raises:
+            ConfigError: no such file or preset, or not the YAML of a pool.
+        """
+        return cls.from_tree(load_preset("modelpool", str(path)), where=str(path))
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any], where: str = "modelpool") -> "HuggingFaceClipVisionPool":
+        """Check an already parsed configuration. Raises ConfigError."""
+        return cls(parse(PoolConfig, tree, where))
+
+    @property
+    def all_model_names(self) -> tuple[str, ...]:
+        """Names of all models, special ones too, in order."""
+        return tuple(self.members)
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """Names of the experts, in order."""
+        return tuple(name for name in self.members if not is_special(name))
+
+    @property
+    def has_pretrained(self) -> bool:
+        """Whether there is a base (`_pretrained_`)."""
+        return PRETRAINED in self.members
+
+    def __len__(self) -> int:
+        """Number of experts."""
+        return len(self.model_names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.members
+
+    def __iter__(self) -> Iterator[Leaf]:
+        """Leaves: each parameter across the pool, sorted by name."""
+        return iter(self.weights)
+
+    def get_model_config(self, name: str) -> Member:
+        """Name and path of a model. Raises PoolError for an unknown name."""
+        if name not in self.members:
+            raise PoolError(unknown("model", name, self.members))
+        return self.members[name]
+
+    @cached_property
+    def located(self) -> dict[str, Located]:
+        """Where each model is on this machine, downloaded if need be.
+
+        Raises:
+            LocateError: models that are not to be found; all of them are named, and the command that fetches them.
+        """
+        return locate_all({name: member.path for name, member in self.members.items()})
+
+    @cached_property
+    def weights(self) -> ModelPool:
+        """The opened checkpoints, checked against each other. Raises CheckpointError or PoolError."""
+        names = [name for name in self.members if not is_special(name) or name == PRETRAINED]
+        checkpoints = {name: open_checkpoint(self.located[name].folder, self.members[name].path) for name in names}
+        geometries = {name: read_geometry(self.located[name].folder) for name in names}
+        base = checkpoints.pop(PRETRAINED, None)
+        lead = geometries[PRETRAINED if base else names[0]]
+        pool = ModelPool(base, checkpoints, lead, [self.describe(name) for name in names])
+        for name, found in geometries.items():
+            if different := [k for k in ("num_attention_heads", "patch_size", "image_size") if vars(found)[k] != vars(lead)[k]]:
+                key = different[0]
+                raise PoolError(f"{name}: another geometry: {key} is {vars(found)[key]}, the pool's {vars(lead)[key]}")
+            if found.hidden_act != lead.hidden_act:
+                pool.warnings.append(f"{name}: activation {found.hidden_act}, the pool's {lead.hidden_act}")
+        return pool
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """Name, path, revision, and sha256 by file as far as known: what a recipe says of a model."""
+        at = self.located[name]
+        files = open_checkpoint(at.folder, at.ref).files
+        path = at.ref if hub_ref(at.ref) or at.ref.startswith("pkg://") else str(Path(at.ref).expanduser().absolute())
+        return {"name": name, "path": path, "revision": at.revision, "files": {f.name: known_hash(f) for f in files}}
+
+    def geometry(self, name: str) -> Geometry:
+        """Geometry of a model's vision tower."""
+        self.get_model_config(name)
+        return read_geometry(self.located[name].folder)
+
+    def load_model(self, name: str, dtype: "torch.dtype | None" = None) -> "CLIPVisionModel":
+        """A model as a transformers `CLIPVisionModel`, float32 unless `dtype` says otherwise.
+
+        Raises:
+            PoolError: an unknown name.
+        """
+        from clipfuse.models.build import build_vision_model
+
+        member = self.get_model_config(name)
+        checkpoint = open_checkpoint(self.located[name].folder, member.path)
+        return build_vision_model(checkpoint, self.geometry(name), dtype)
+
+    def load_pretrained_model(self, dtype: "torch.dtype | None" = None) -> "CLIPVisionModel":
+        """The base. Raises PoolError if there is none."""
+        if not self.has_pretrained:
+            raise PoolError("the pool has no _pretrained_ model")
+        return self.load_model(PRETRAINED, dtype)
+
+    def load_pretrained_or_first_model(self, dtype: "torch.dtype | None" = None) -> "CLIPVisionModel":
+        """The base, or in a pool without one the first model."""
+        return self.load_model(PRETRAINED if self.has_pretrained else self.all_model_names[0], dtype)
+
+    def models(self) -> Iterator["CLIPVisionModel"]:
+        """The experts, loaded one after the other."""
+        return (model for _, model in self.named_models())
+
+    def named_models(self) -> Iterator[tuple[str, "CLIPVisionModel"]]:
+        """Names and experts, loaded one after the other."""
+        return ((name, self.load_model(name)) for name in self.model_names)
+
+    def load_clip_model(self, name: str = PRETRAINED) -> "CLIPModel":
+        """The base's full `CLIPModel` with the vision encoder of `name` in it.
+
+        Raises:
+            PoolError: no base, an unknown name.
+        """
+        from clipfuse.models.build import load_clip_model, substitute
+
+        base = self.get_model_config(PRETRAINED).path
+        clip = load_clip_model(locate(base, CLIP).folder)
+        return clip if name == PRETRAINED else substitute(clip, self.load_model(name))
+
+    def load_processor(self) -> "CLIPImageProcessor":
+        """The image processor of the base (or first model), always transformers' Pillow one."""
+        from clipfuse.models.build import load_image_processor
+
+        first = PRETRAINED if self.has_pretrained else self.all_model_names[0]
+        return load_image_processor(locate(self.members[first].path, CLIP).folder)
+
+    def task_vector(self, name: str) -> TaskVector:
+        """τ = θ − θ0 of an expert, float32. Raises PoolError for an unknown name or a pool without a base."""
+        self.get_model_config(name)
+        if not self.has_pretrained:
+            raise PoolError("a task vector needs a base; the pool has no _pretrained_ model")
+        return TaskVector.between(self.weights.base, self.weights.experts[name], self.weights.geometry)
+
+    def save_model(self, model: "CLIPVisionModel", path: str | Path, overwrite: bool = False) -> None:
+        """Write a `CLIPVisionModel` as a Hugging Face folder with the hub's `vision_model.` names.
+
+        transformers ≥ 5.6 itself may write names that 4.x takes for missing and initialises at random.
+        """
+        from clipfuse.models.build import save_vision_model
+
+        save_vision_model(model, Path(path), overwrite)
+
+
+def locate_all(paths: Mapping[str, str], needs: Sequence[str] = VISION) -> dict[str, Located]:
+    """Locate many models at once; those out of reach are named together, with the command that fetches them."""
+
+    def attempt(path: str) -> Located | LocateError:
+        try:
+            return locate(path, needs)
+        except LocateError as error:
+            return error
+
+    with ThreadPoolExecutor(8) as threads:
+        found = dict(zip(paths, threads.map(attempt, paths.values()), strict=True))
+    failed = {name: error for name, error in found.items() if isinstance(error, LocateError)}
+    if not failed:
+        return {name: at for name, at in found.items() if isinstance(at, Located)}
+    first = next((error for error in failed.values() if not isinstance(error, OutOfReachError)), None)
+    if first is not None:
+        raise first
+    files = "config.json and weights"
+    names = ", ".join(f"{name} ({paths[name]})" for name in list(failed)[:3]) + (" …" if len(failed) > 3 else "")
+    raise OutOfReachError(
+        f"the hub is offline or cannot be reached, and {files} of {len(failed)} models are not in its cache: {names}; "
+        "with a connection, run: clipfuse fetch modelpool=NAME_OR_FILE"
+    )

@@ -1,0 +1,76 @@
+"""One parameter, or a slice of it, across a pool: what every rule works on."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from clipfuse.errors import PoolError
+from clipfuse.shapes import Float
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One parameter across the pool, or a slice of it flattened. Tensors are float32 and made when asked for."""
+
+    name: str
+    """Canonical name of the parameter."""
+    tasks: tuple[str, ...]
+    """Names of the experts, in the pool's order."""
+    stored_base: Tensor | None
+    """θ0 as stored, or None in a pool without a base."""
+    stored_experts: tuple[Tensor, ...]
+    """θ_k as stored, one an expert."""
+    start: int = 0
+    """Offset of the first element in the flattened parameter, elements."""
+    seed: int = 0
+    """Seed of the run, for random edits."""
+    tally: Counter[str] = field(default_factory=Counter)
+    """Exact counts that an edit or a rule wants in the record; added up over the model."""
+    room: Tensor | None = None
+    """Memory that `deltas` may be made in, (task, ≥ numel) float32; only the engine lends some."""
+
+    @cached_property
+    def base(self) -> Float[Tensor, "*shape"]:
+        """θ0. Raises PoolError in a pool without a base."""
+        if self.stored_base is None:
+            raise PoolError(f"{self.name}: the pool has no _pretrained_ model, so there is no base")
+        return self.stored_base.float()
+
+    @cached_property
+    def experts(self) -> Float[Tensor, "task *shape"]:
+        """θ_k, one row an expert."""
+        return self.finite(torch.stack([expert.float() for expert in self.stored_experts]))
+
+    @cached_property
+    def deltas(self) -> Float[Tensor, "task *shape"]:
+        """Task vectors τ_k = θ_k − θ0, one row an expert."""
+        shape = (len(self.tasks), *self.base.shape)
+        rows = torch.empty(shape) if self.room is None else self.room[:, : self.base.numel()].view(shape)
+        for row, expert in zip(rows, self.stored_experts, strict=True):
+            torch.sub(expert.float(), self.base, out=row)
+        return self.finite(rows)
+
+    @property
+    def numel(self) -> int:
+        """Elements of this leaf."""
+        return self.stored_experts[0].numel()
+
+    def with_deltas(self, deltas: Float[Tensor, "task *shape"]) -> "Leaf":
+        """The same leaf with edited task vectors; what an edit or a rule sees after an edit."""
+        kept = {name: value for name, value in vars(self).items() if name not in ("deltas", "experts")}
+        leaf = object.__new__(Leaf)
+        vars(leaf).update(kept, deltas=deltas, room=None)
+        return leaf
+
+    def finite(self, rows: Tensor) -> Tensor:
+        """`rows`, unless one holds NaN or Inf: then a PoolError that names the model and the tensor."""
+        if not rows.sum().isfinite() and not rows.isfinite().all():
+            members = zip(("_pretrained_", *self.tasks), (self.stored_base, *self.stored_experts), strict=True)
+            for task, stored in members:
+                if stored is not None and not stored.isfinite().all():
+                    raise PoolError(f"{task}: {self.name}: holds NaN or Inf")
+            raise PoolError(f"{self.name}: the difference of an expert and the base overflows float32")
+        return rows

@@ -1,0 +1,124 @@
+"""A base and its experts as checkpoints that fit together."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from clipfuse.checkpoints.checkpoint import Checkpoint, common_dtype, from_memory
+from clipfuse.checkpoints.geometry import Geometry
+from clipfuse.checkpoints.safetensors_file import TensorSpec
+from clipfuse.errors import PoolError
+from clipfuse.pool.leaf import Leaf
+
+PRETRAINED = "_pretrained_"
+
+
+def is_special(name: str) -> bool:
+    """Names that begin and end with `_` are not experts; `_pretrained_` is the base."""
+    return len(name) > 1 and name.startswith("_") and name.endswith("_")
+
+
+class ModelPool:
+    """A base (or None) and named experts with the same parameters; iterating yields whole leaves, sorted by name.
+
+    `warnings` names what is allowed but worth knowing (mixed dtypes); `geometry` is the base's or first expert's,
+    if known; `members` describes each model for the recipe.
+
+    Raises:
+        PoolError: no experts, or one whose names or shapes differ.
+    """
+
+    def __init__(
+        self,
+        base: Checkpoint | None,
+        experts: Mapping[str, Checkpoint],
+        geometry: Geometry | None = None,
+        members: list[dict[str, Any]] | None = None,
+    ):
+        if not experts:
+            raise PoolError("the pool has no experts: every model in it is special (its name begins and ends with '_')")
+        self.base = base
+        self.experts = dict(experts)
+        self.geometry = geometry
+        self.members = members or [{"name": name} for name in ([PRETRAINED] if base else []) + list(experts)]
+        self.tasks = tuple(self.experts)
+        self.lead = base if base is not None else next(iter(self.experts.values()))
+        self.specs: dict[str, TensorSpec] = {name: self.lead.spec(name) for name in sorted(self.lead)}
+        for task, expert in self.experts.items():
+            self.check(task, expert)
+        self.warnings = self.mixed_dtypes()
+
+    def check(self, task: str, expert: Checkpoint) -> None:
+        first = PRETRAINED if self.base is not None else self.tasks[0]
+        for name, spec in self.specs.items():
+            if name in expert and expert.spec(name).shape != spec.shape:
+                raise PoolError(
+                    f"{task}: another geometry: {name} is {expert.spec(name).shape} in {expert.source}, "
+                    f"{spec.shape} in {first}"
+                )
+        if odd := sorted(set(self.specs) ^ set(expert)):
+            who = f"lacks {odd[0]!r}, which {first} has" if odd[0] in self.specs else f"has {odd[0]!r}, {first} not"
+            raise PoolError(f"{task}: {who} ({len(odd)} parameters differ)")
+
+    def mixed_dtypes(self) -> list[str]:
+        models = ([(PRETRAINED, self.base)] if self.base else []) + list(self.experts.items())
+        dtypes = {name: str(common_dtype(model)).removeprefix("torch.") for name, model in models}
+        found = [f"mixed dtypes: {', '.join(f'{n} {d}' for n, d in dtypes.items())}"] if len(set(dtypes.values())) > 1 else []
+        if "bfloat16" in dtypes.values():
+            found.append("bfloat16 storage costs about 15 % of a task vector (float16 2 %)")
+        return found
+
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        """The base, if any, and the experts."""
+        return [*([self.base] if self.base is not None else []), *self.experts.values()]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored, all models together."""
+        return sum(checkpoint.nbytes for checkpoint in self.checkpoints)
+
+    def __len__(self) -> int:
+        """Number of experts."""
+        return len(self.experts)
+
+    def __iter__(self) -> Iterator[Leaf]:
+        return (self.leaf(name) for name in self.specs)
+
+    def leaf(self, name: str, start: int = 0, stop: int | None = None, **extra: Any) -> Leaf:
+        """The leaf of a parameter, or of its elements `start` to `stop` when flattened."""
+
+        def part(checkpoint: Checkpoint) -> torch.Tensor:
+            tensor = checkpoint[name]
+            return tensor if stop is None else tensor.reshape(-1)[start:stop]
+
+        base = None if self.base is None else part(self.base)
+        return Leaf(name, self.tasks, base, tuple(part(e) for e in self.experts.values()), start, **extra)
+
+    def release(self, name: str) -> None:
+        """Let go of mapped pages of a parameter in every model."""
+        for checkpoint in self.checkpoints:
+            checkpoint.release(name)
+
+
+def pool_from_memory(models: Mapping[str, nn.Module | Mapping[str, Any]]) -> ModelPool:
+    """A pool over modules or state dicts by name; `_pretrained_` is the base. Nothing is copied or changed.
+
+    Raises:
+        PoolError, CheckpointError: as for any pool.
+    """
+    checkpoints = {name: from_memory(weights, name) for name, weights in models.items()}
+    base = checkpoints.pop(PRETRAINED, None)
+    geometry = next((found for model in models.values() if (found := geometry_of(model))), None)
+    return ModelPool(base, {name: c for name, c in checkpoints.items() if not is_special(name)}, geometry)
+
+
+def geometry_of(model: Any) -> Geometry | None:
+    """The geometry of a transformers module, if it carries a configuration."""
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(config, "to_dict"):
+        return None
+    tree = config.to_dict()
+    return Geometry.model_validate(tree.get("vision_config", tree))

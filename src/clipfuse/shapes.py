@@ -1,0 +1,18 @@
+"""Shape annotations, `Float[Tensor, "task *shape"]`: jaxtyping's where it is loaded (tests check them), else plain words."""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING or "jaxtyping" in sys.modules:
+    from jaxtyping import Float, Int, UInt8
+else:
+
+    class Float:
+        """Stands in for jaxtyping's annotation: the type alone, the shape for the reader."""
+
+        def __class_getitem__(cls, item: tuple[Any, str]) -> Any:
+            return item[0]
+
+    Int = UInt8 = Float
+
+__all__ = ["Float", "Int", "UInt8"]
