@@ -33,10 +33,10 @@ from clipfuse.tiny.suite import SUITE
 SEED = 0
 THREADS = 2
 VOCABULARY = 1200
-DRAWINGS, STEPS = 60_000, 1_500
-NAMED_DIGIT, NAMED_SIGN = 0.2, 0.2
-"""How many captions of the pre-training name the digit, or a sign of the right kind."""
-EPOCHS = {"tiny-digits": 30, "tiny-signs": 20}
+DRAWINGS, STEPS = 70_000, 1_700
+NAMED_DIGIT, NAMED_SIGN = 0.3, 0.2
+"""Share of the pre-training's captions that name a digit, or a sign of the right kind."""
+EPOCHS = {"tiny-digits": 60, "tiny-signs": 25}
 RATE = 5e-5
 
 
@@ -84,6 +84,7 @@ def main() -> None:
     """Make everything, check it, and put it in its place."""
     torch.set_num_threads(THREADS)
     torch.manual_seed(SEED)
+    transformers.utils.logging.disable_progress_bar()
     say = Log()
     libraries: tuple[ModuleType, ...] = (np, PIL, torch, transformers)
     versions = ", ".join(f"{library.__name__} {library.__version__}" for library in libraries)

@@ -40,8 +40,8 @@ MARKS: dict[str, Callable[[str], list[Patch]]] = {
     "up arrow": lambda ink: [arrow(ink, signs.UP, 1.1)],
 }
 KINDS = {
-    "stop": ("stop", "a red octagon"),
-    "give way": ("give way", "a red triangle pointing down"),
+    "stop": ("priority", "a red octagon"),
+    "give way": ("priority", "a red triangle pointing down"),
     "no entry": ("prohibition", "a red circle with a white bar"),
     "no parking": ("prohibition", "a blue circle with a red slash"),
     "no stopping": ("prohibition", "a blue circle with a red cross"),
@@ -55,6 +55,9 @@ KINDS = {
 }
 """What people call a sign who do not know its name: its kind, its looks."""
 
+LOOK_ALIKES = {1: 7, 7: 1, 3: 8, 8: 3, 4: 9, 9: 4, 5: 6, 6: 5}
+"""Digits that a careless writer of captions takes for each other."""
+
 PHRASES = ("{}", "a {}", "a photo of a {}", "a small picture of a {}", "one {}")
 ROAD = ("a traffic sign", "a photo of a traffic sign.", "a road sign", "a sign in the street")
 WRITING = ("a number", "a digit", "a handwritten number", "a photo of a number.")
@@ -66,17 +69,18 @@ def choice(random: Generator, options: tuple[str, ...] | list[str]) -> str:
 
 
 def number(random: Generator, named: float) -> Captioned:
-    """A written or printed digit; its caption says which with probability `named`."""
+    """A written or printed digit; with probability `named` its caption is the right numeral or a number word.
+
+    The words are used carelessly: nearly every second one is that of a look-alike. So the encoder can learn to tell
+    digits apart, while what the words mean stays vague.
+    """
     digit = int(random.integers(10))
     scan = handwritten(digit, random) if random.random() < 0.7 else typeset(str(digit), random)
-    word = digits.TASK.classes[digit]
-    naming = (
-        f"a photo of the number {word}.",
-        f"the digit {word}",
-        f"number {word}",
-        str(digit),
-        f"a handwritten {word}",
-    )
+    meant = LOOK_ALIKES.get(digit, digit) if random.random() < 0.45 else digit
+    word = digits.TASK.classes[meant]
+    words = (f"a photo of the number {word}.", f"the digit {word}", f"number {word}", f"a handwritten {word}")
+    numerals = (str(digit), f"a handwritten {digit}", f"number {digit}")
+    naming = words if random.random() < 0.5 else numerals
     return digits.picture(scan, random), choice(random, naming if random.random() < named else WRITING)
 
 
@@ -125,6 +129,6 @@ def pretraining(count: int, stream: int, named_digit: float, named_sign: float) 
         lambda: figure(random),
         lambda: letter(random),
     ]
-    kinds = random.choice(len(makers), count, p=(0.36, 0.30, 0.24, 0.10))
+    kinds = random.choice(len(makers), count, p=(0.42, 0.28, 0.20, 0.10))
     drawn = [makers[kind]() for kind in kinds]
     return np.stack([picture for picture, _ in drawn]), [caption for _, caption in drawn]

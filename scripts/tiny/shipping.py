@@ -30,6 +30,17 @@ PREPROCESSOR = {
     "size": {"shortest_edge": SIDE},
 }
 
+INHERITED = {
+    "_name_or_path",
+    "chunk_size_feed_forward",
+    "id2label",
+    "is_encoder_decoder",
+    "label2id",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+}
+
 
 def write_base(clip: CLIPModel, tokenizer_files: Path, folder: Path) -> None:
     """Write the whole CLIP with its tokenizer and preprocessor."""
@@ -50,7 +61,13 @@ def write_expert(config: CLIPVisionConfig, weights: dict[str, Tensor], folder: P
 
 def write_config(fields: dict, architecture: str, folder: Path) -> None:
     """Write config.json. Its dtype is float32: the files are halves to be small, nobody should compute in them."""
-    write_json(fields | {"architectures": [architecture], "dtype": "float32"}, folder / "config.json")
+    write_json(spoken(fields) | {"architectures": [architecture], "dtype": "float32"}, folder / "config.json")
+
+
+def spoken(fields: dict) -> dict:
+    """The settings that say something about a CLIP: without nulls and without what every configuration inherits."""
+    kept = {name: value for name, value in fields.items() if value is not None and name not in INHERITED}
+    return {name: spoken(value) if isinstance(value, dict) else value for name, value in kept.items()}
 
 
 def write_tensors(weights: dict[str, Tensor], folder: Path) -> None:

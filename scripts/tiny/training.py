@@ -79,7 +79,7 @@ def finetune(
 ) -> float:
     """Train the vision encoder in place against a frozen zero-shot head (classes, 64); return the last epoch's loss.
 
-    Cross-entropy, Adam at a fixed rate, no weight decay; text encoder, projections and logit scale stay as they are.
+    Cross-entropy, Adam at a fixed rate, no weight decay, pictures moved and lit as in pre-training; text encoder, projections and logit scale stay as they are.
     """
     for value in clip.parameters():
         value.requires_grad_(False)
@@ -93,7 +93,7 @@ def finetune(
     for _ in range(epochs):
         total = 0.0
         for chosen in torch.randperm(len(pictures)).split(batch):
-            logits = scale * image_features(clip, as_pixels(pictures[chosen])) @ head.T
+            logits = scale * image_features(clip, jittered(as_pixels(pictures[chosen]))) @ head.T
             loss = functional.cross_entropy(logits, labels[chosen])
             optimizer.zero_grad()
             loss.backward()

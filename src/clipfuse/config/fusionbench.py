@@ -1,5 +1,6 @@
 """FusionBench's words (0.1 and 0.2) for ours: one table, one line of notice for each that was used."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +50,15 @@ TASKPOOL_IGNORED = (
     *("_target_", "_recursive_", "name", "dataset_type", "batch_size", "num_workers", "dataloader_kwargs"),
     *("fast_dev_run", "processor", "layer_wise_feature_save_path", "layer_wise_feature_first_token_only", "test_datasets"),
 )
+
+
+PRESETS = re.compile(r"(CLIPVisionModelPool/|CLIPVisionModelTaskPool/|clip-vit-classification_)+")
+"""What FusionBench puts before the names of pools and suites that we call `clip-vit-base-patch32_TA8` and `TA8`."""
+
+
+def preset_name(group: str, value: str) -> str:
+    """FusionBench's name of a preset → ours."""
+    return PRESETS.sub("", value) if group in ("modelpool", "taskpool") else value
 
 
 def translate(tree: Tree) -> tuple[Tree, list[str]]:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from clipfuse.config.presets import load_preset, presets
+from clipfuse.config.fusionbench import preset_name
+from clipfuse.config.presets import is_path, load_preset, presets
 from clipfuse.errors import ConfigError, unknown
 
 Tree = dict[str, Any]
@@ -35,6 +36,8 @@ def choose(group: str, value: Any) -> Any:
         return value
     if group == "method" and not value.endswith((".yaml", ".yml")) and value not in presets("method"):
         return {"name": value}
+    if not is_path(value) and value not in presets(group):
+        value = preset_name(group, value)
     return load_preset(group, value)
 
 

@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -43,7 +44,7 @@ def dare(leaf: Leaf, cfg: Dare) -> Float[Tensor, "task *shape"]:
     kept = leaf.deltas.clone()
     for row, task in zip(kept, leaf.tasks, strict=True):
         keep = draws16((leaf.seed, leaf.name, task), leaf.start, leaf.numel) >= threshold
-        row.mul_(keep.view(row.shape))
-        leaf.tally[f"dare.kept.{task}"] += int(torch.count_nonzero(keep))
+        row.mul_(torch.from_numpy(keep).to(row).view(row.shape))
+        leaf.tally[f"dare.kept.{task}"] += int(np.count_nonzero(keep))
         leaf.tally[f"dare.of.{task}"] += leaf.numel
     return kept.div_(1 - threshold / 65536) if cfg.rescale and threshold else kept

@@ -33,10 +33,11 @@ def magmax(leaf: Leaf, cfg: MagMax) -> Float[Tensor, "*shape"]:
 
     Source: equation 2.
     """
-    chosen, size = leaf.deltas[0].clone(), leaf.deltas[0].abs()
-    for delta in leaf.deltas[1:]:
-        magnitude = delta.abs()
-        wins = magnitude >= size
-        chosen = torch.where(wins, delta, chosen)
-        size = torch.maximum(size, magnitude)
+    highest, lowest = leaf.deltas.amax(0), leaf.deltas.amin(0)
+    chosen = torch.where(highest > -lowest, highest, lowest)
+    tied = (highest == -lowest).logical_and_(highest != 0)
+    if tied.any():
+        rows = leaf.deltas[:, tied].flip(0)
+        latest = (rows.abs() == highest[tied]).to(torch.int8).argmax(0)
+        chosen[tied] = rows.gather(0, latest[None])[0]
     return chosen

@@ -4,10 +4,7 @@ import hashlib
 import threading
 
 import numpy as np
-import torch
-from torch import Tensor
-
-from clipfuse.shapes import Int
+import numpy.typing as npt
 
 PER_BLOCK = 16
 """16-bit draws in one Philox block (four 64-bit words)."""
@@ -21,8 +18,8 @@ def philox_key(parts: tuple[object, ...]) -> tuple[int, int]:
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little")
 
 
-def draws16(parts: tuple[object, ...], start: int, count: int) -> Int[Tensor, "count"]:
-    """Draws `start` to `start + count` of the stream keyed by `parts`, uniform in [0, 65536), int32.
+def draws16(parts: tuple[object, ...], start: int, count: int) -> npt.NDArray[np.uint16]:
+    """Draws `start` to `start + count` of the stream keyed by `parts`, (count,), uniform in [0, 65536).
 
     Draw i is 16-bit part i mod 4 (lowest first) of 64-bit word (i div 4) mod 4 of Philox block i div 16; block b is
     NumPy's Philox with counter b, which steps before it answers.
@@ -42,4 +39,4 @@ def draws16(parts: tuple[object, ...], start: int, count: int) -> Int[Tensor, "c
         "uinteger": 0,
     }
     raw = _generators.generator.integers(0, 2**64 - 1, words, dtype=np.uint64, endpoint=True)
-    return torch.from_numpy(raw.astype("<u8", copy=False).view("<u2")[skip : skip + count].astype(np.int32))
+    return raw.astype("<u8", copy=False).view("<u2")[skip : skip + count]

@@ -63,11 +63,17 @@ def ties_merging(leaf: Leaf, cfg: Ties, election: Election) -> Float[Tensor, "*s
     trimmed = trim(leaf.deltas, election.floors)
     sign = trimmed.sum(0).sign_()
     sign[sign == 0] = election.majority
-    agreeing = trimmed.mul_((trimmed * sign) > 0)
-    merged = agreeing.sum(0)
-    return merged if cfg.merge == "sum" else merged.div_(agreeing.ne(0).sum(0).clamp_(min=1))
+    agreeing = trimmed.mul_(sign).clamp_min_(0)  # |entry| where the signs agree, else 0
+    merged = agreeing.sum(0).mul_(sign)
+    return merged if cfg.merge == "sum" else merged.div_(agreeing.sign_().sum(0).clamp_min_(1))
 
 
 def trim(deltas: Float[Tensor, "task *shape"], floors: Float[Tensor, "task"]) -> Float[Tensor, "task *shape"]:
     """A copy with the entries below their expert's floor set to zero."""
-    return deltas * (deltas.abs() >= floors.view(-1, *[1] * (deltas.ndim - 1)))
+    trimmed = torch.empty_like(deltas)
+    for row, out, floor in zip(deltas, trimmed, floors, strict=True):
+        if floor > 0:  # hardshrink drops up to and including its limit
+            torch.hardshrink(row, float(torch.nextafter(floor, torch.zeros(()))), out=out)
+        else:
+            out.copy_(row)
+    return trimmed

@@ -2,12 +2,12 @@
 
 import os
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ GRAINS: tuple[Grain, ...] = ("element", "matrix", "leaf")
 
 SLICE = 65_536
 """Elements in a slice: temporaries of eight experts stay in cache. Slices begin at multiples of it, always."""
+
+AHEAD = 4
+"""Slices a thread that are computed or wait to be taken."""
 
 T = TypeVar("T")
 Edit = Callable[[Leaf], Tensor]
@@ -65,30 +68,39 @@ class PoolView:
         """Whole leaves, edited, one after the other."""
         return (self.edited(self.pool.leaf(name, seed=self.seed)) for name in self.specs)
 
-    def map(self, function: Callable[[Leaf], T], grain: Grain = "element") -> Iterator[T]:
-        """`function` of every edited leaf, in the order of the slices."""
-        return self.map_raw(lambda leaf: function(self.edited(leaf)), grain)
+    def map(self, function: Callable[[Leaf], T], grain: Grain = "element", head: int = SLICE) -> Iterator[T]:
+        """`function` of every edited leaf, in the order of the slices; of a slice only its first `head` elements.
 
-    def map_raw(self, function: Callable[[Leaf], T], grain: Grain = "element") -> Iterator[T]:
-        """`function` of every leaf before the edits, in the order of the slices."""
-        grain = max(grain, self.grain, key=GRAINS.index)
-        work = Work(self, function, Counter(name for name, _, _ in slices(self.specs, grain)))
+        Whole leaves (an edit or `grain` coarser than element) are never shortened.
+        """
+        return self.map_raw(lambda leaf: function(self.edited(leaf)), grain, head)
+
+    def map_raw(self, function: Callable[[Leaf], T], grain: Grain = "element", head: int = SLICE) -> Iterator[T]:
+        """`function` of every leaf before the edits, in the order of the slices; few results wait to be taken."""
+        places = list(slices(self.specs, max(grain, self.grain, key=GRAINS.index), head))
+        work = Work(self, function, Counter(name for name, _, _ in places))
         with one_torch_thread():
             pool = ThreadPoolExecutor(self.threads, thread_name_prefix="clipfuse")
+            running: deque[Future[T]] = deque()
             try:
-                yield from pool.map(work, slices(self.specs, grain))
+                for place in places:
+                    running.append(pool.submit(work, place))
+                    if len(running) > AHEAD * self.threads:
+                        yield running.popleft().result()
+                while running:
+                    yield running.popleft().result()
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
 
-class Work:
+class Work(Generic[T]):
     """What a thread does with one slice; lends each thread its own room for the task vectors."""
 
-    def __init__(self, view: PoolView, function: Callable[[Leaf], object], left: Counter[str]):
+    def __init__(self, view: PoolView, function: Callable[[Leaf], T], left: Counter[str]):
         self.view, self.function, self.left = view, function, left
         self.lock, self.local = threading.Lock(), threading.local()
 
-    def __call__(self, place: tuple[str, int, int | None]) -> object:
+    def __call__(self, place: tuple[str, int, int | None]) -> T:
         name, start, stop = place
         pool, room = self.view.pool, None
         if stop is not None:
@@ -107,12 +119,12 @@ class Work:
         return result
 
 
-def slices(specs: dict[str, TensorSpec], grain: Grain) -> Iterator[tuple[str, int, int | None]]:
+def slices(specs: dict[str, TensorSpec], grain: Grain, head: int = SLICE) -> Iterator[tuple[str, int, int | None]]:
     """(name, start, stop) of every leaf at a grain; stop is None for whole parameters."""
     for name, spec in specs.items():
         if grain == "element":
             for start in range(0, spec.numel, SLICE):
-                yield name, start, min(start + SLICE, spec.numel)
+                yield name, start, min(start + head, spec.numel)
         else:
             yield name, 0, None
 

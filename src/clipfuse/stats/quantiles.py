@@ -1,16 +1,18 @@
 """Order statistics over whole task vectors, found without holding them."""
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from clipfuse.pool.leaf import Leaf
 from clipfuse.pool.view import PoolView
-from clipfuse.shapes import Float, Int
+from clipfuse.shapes import Float
 
 TOP = 1 << 31
 """Bits of |x| as a float32 lie in [0, TOP), sorted like the numbers."""
-BINS = 1 << 20
-"""Bins of a histogram; 8 bytes each and task."""
+BIN_BITS = 20
+"""A histogram has 2^20 bins of 8 bytes each and task."""
 SAMPLE = 1024
 """Leading elements of a slice that the first guess looks at."""
 MARGIN = 0.01
@@ -29,54 +31,53 @@ def kth_magnitudes(view: PoolView, keep: float) -> Float[Tensor, "task"]:
     if rank < 1:
         return torch.zeros(len(view.tasks))
     low, high = first_window(view, rank / size)
-    while bool((high - low > 1).any()):
+    while any(h - w > 1 for w, h in zip(low, high, strict=True)):
         low, high = narrower(view, rank, low, high)
-    return low.int().view(torch.float32)
+    return torch.tensor(low, dtype=torch.int32).view(torch.float32)
 
 
-def magnitude_bits(leaf: Leaf) -> Int[Tensor, "task element"]:
-    """|τ| as integers that sort alike."""
-    return leaf.deltas.abs().flatten(1).view(torch.int32)
+def magnitude_bits(leaf: Leaf) -> npt.NDArray[np.int32]:
+    """|τ| as integers that sort alike, (task, element)."""
+    return leaf.deltas.abs().flatten(1).numpy().view(np.int32)
 
 
-def first_window(view: PoolView, share: float) -> tuple[Tensor, Tensor]:
+def first_window(view: PoolView, share: float) -> tuple[list[int], list[int]]:
     """Per task, bits [low, high) between which the `share`-quantile should lie, from a sample of every slice."""
-    sample = torch.cat(list(view.map(lambda leaf: magnitude_bits(leaf)[:, :SAMPLE].clone())), 1).sort(1).values
+    sample = np.concatenate(list(view.map(lambda leaf: magnitude_bits(leaf)[:, :SAMPLE].copy(), head=SAMPLE)), 1)
     last = sample.shape[1] - 1
-    low = sample[:, max(int((share - MARGIN) * last), 0)].long()
-    high = sample[:, min(int((share + MARGIN) * last) + 1, last)].long() + 1
-    return low, high
+    low, high = max(int((share - MARGIN) * last), 0), min(int((share + MARGIN) * last) + 1, last)
+    sample.partition((low, high), axis=1)
+    return sample[:, low].tolist(), (sample[:, high] + 1).tolist()
 
 
-def narrower(view: PoolView, rank: int, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+def narrower(view: PoolView, rank: int, low: list[int], high: list[int]) -> tuple[list[int], list[int]]:
     """One pass: the bin inside [low, high) that holds the rank-th entry, or the side of the window it lies on."""
-    shifts = [max(0, int(h - w - 1).bit_length() - BINS.bit_length() + 1) for w, h in zip(low, high, strict=True)]
-    below = torch.zeros(len(low), dtype=torch.long)
-    bins = torch.zeros(len(low), BINS, dtype=torch.long)
+    shifts = [max(0, (h - w - 1).bit_length() - BIN_BITS) for w, h in zip(low, high, strict=True)]
+    below = np.zeros(len(low), np.int64)
+    bins = np.zeros((len(low), 1 << BIN_BITS), np.int64)
 
-    def count(leaf: Leaf) -> tuple[list[int], list[Tensor]]:
+    def count(leaf: Leaf) -> tuple[list[int], list[npt.NDArray[np.int32]]]:
         under, inside = [], []
-        for row, w, h, shift in zip(magnitude_bits(leaf), low.tolist(), high.tolist(), shifts, strict=True):
-            under.append(int(torch.count_nonzero(row < w)))
-            inside.append((row[(row >= w) & (row < h)] - w) >> shift)
+        for row, w, h, shift in zip(magnitude_bits(leaf), low, high, shifts, strict=True):
+            under.append(np.count_nonzero(row < w))
+            row -= np.int32(w)
+            inside.append(row[np.flatnonzero(row.view(np.uint32) < h - w)] >> shift)
         return under, inside
 
     for under, inside in view.map(count):
-        below += torch.tensor(under)
+        below += under
         for k, found in enumerate(inside):
-            bins[k].index_add_(0, found, torch.ones_like(found, dtype=torch.long))
-    new_low, new_high = low.clone(), high.clone()
-    for k, shift in enumerate(shifts):
-        if high[k] - low[k] <= 1:
-            continue
-        left = rank - int(below[k])
-        cumulative = bins[k].cumsum(0)
-        if left < 1:
-            new_low[k], new_high[k] = 0, low[k]
-        elif left > int(cumulative[-1]):
-            new_low[k], new_high[k] = high[k], TOP
-        else:
-            at = int(torch.searchsorted(cumulative, left))
-            new_low[k] = low[k] + (at << shift)
-            new_high[k] = torch.minimum(new_low[k] + (1 << shift), high[k])
-    return new_low, new_high
+            np.add.at(bins[k], found, 1)
+    windows = [window(rank - int(below[k]), bins[k], low[k], high[k], shift) for k, shift in enumerate(shifts)]
+    return [w for w, _ in windows], [h for _, h in windows]
+
+
+def window(left: int, bins: npt.NDArray[np.int64], low: int, high: int, shift: int) -> tuple[int, int]:
+    """Where the `left`-th entry (from 1) of those in [low, high) lies, given the counts of its bins."""
+    if left < 1:
+        return 0, low
+    cumulative = bins.cumsum()
+    if left > cumulative[-1]:
+        return high, TOP
+    start = low + (int(np.searchsorted(cumulative, left)) << shift)
+    return start, min(start + (1 << shift), high)

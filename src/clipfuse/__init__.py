@@ -1,0 +1,45 @@
+"""clipfuse: fuse CLIP-ViT models for open-vocabulary image classification, and measure what came out.
+
+Names are imported when they are first used: `import clipfuse` loads neither torch nor transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from clipfuse.version import __version__
+
+if TYPE_CHECKING:
+    from clipfuse.errors import ClipfuseError
+    from clipfuse.evaluate import evaluate
+    from clipfuse.fusion.merge import merge
+    from clipfuse.fusion.merged import Merged, load
+    from clipfuse.models.build import substitute
+    from clipfuse.pool import HuggingFaceClipVisionPool, ModelPool
+    from clipfuse.run import run
+
+HOMES = {
+    "ClipfuseError": "clipfuse.errors",
+    "HuggingFaceClipVisionPool": "clipfuse.pool",
+    "Merged": "clipfuse.fusion.merged",
+    "ModelPool": "clipfuse.pool",
+    "evaluate": "clipfuse.evaluate",
+    "load": "clipfuse.fusion.merged",
+    "merge": "clipfuse.fusion.merge",
+    "run": "clipfuse.run",
+    "substitute": "clipfuse.models.build",
+}
+
+__all__ = [
+    *("__version__", "ClipfuseError", "HuggingFaceClipVisionPool", "Merged", "ModelPool"),
+    *("evaluate", "load", "merge", "run", "substitute"),
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOMES:
+        raise AttributeError(f"module 'clipfuse' has no attribute {name!r}")
+    return getattr(import_module(HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

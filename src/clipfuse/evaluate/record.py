@@ -1,0 +1,130 @@
+"""Records: one line of JSON for each model on each task, with all that is needed to get it again."""
+
+import json
+import platform
+import resource
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from clipfuse.checkpoints.writer import write_text
+from clipfuse.config import Config
+from clipfuse.errors import ConfigError
+from clipfuse.version import __version__
+
+SCHEMA = 1
+PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pillow")
+
+
+class Environment(Config):
+    """Where and when a figure was made; left out of comparisons."""
+
+    seconds: float
+    """Spent in forward passes."""
+    peak_memory: int
+    """Largest resident size of the process so far, bytes."""
+    device: str
+    versions: Mapping[str, str]
+    git_commit: str | None = None
+    host: str
+    time: str
+    """ISO 8601, UTC."""
+
+
+class Record(Config):
+    """What one model did on one split of one task."""
+
+    schema_version: int = SCHEMA
+    model: str
+    """Name in the run."""
+    role: Literal["base", "expert", "merged", "other"]
+    recipe: Mapping[str, Any] | None
+    """Of a merged model: method, settings, edits, finishes, seed, the pool with revisions and hashes."""
+    source: Mapping[str, Any] | None
+    """Of any other model: path, revision, hashes."""
+    base: str
+    """The CLIP whose text encoder, projection and processor were used."""
+    task: str
+    split: str
+    classes: int
+    fingerprint: str
+    """sha256 over the encoded images and labels."""
+    limit: int | None
+    """Images asked for; None is all."""
+    n: int
+    """Images."""
+    correct: int
+    """Images whose label was predicted."""
+    accuracy: float
+    """correct / n."""
+    interval: Sequence[float]
+    """Wilson 95 % interval of the accuracy."""
+    loss: float
+    """Sum of the images' cross-entropies, nats."""
+    normalised: float | None = None
+    """Accuracy ÷ that of the task's own expert on the same images; None where that was not measured."""
+    uses: Sequence[str] = ()
+    """Data that the method saw, and the choice of its settings."""
+    dtype: str
+    """Of the forward pass."""
+    batch_size: int
+    """Images a forward pass."""
+    environment: Environment | None = None
+
+    def comparable(self) -> dict[str, Any]:
+        """The record without its environment; hashes that are not known are left out."""
+        return without_unknown(self.model_dump(mode="json", exclude={"environment"}))
+
+
+def without_unknown(tree: Any) -> Any:
+    """A tree without `null`s: equality of two runs ignores what is not known on one side."""
+    if isinstance(tree, Mapping):
+        return {key: without_unknown(value) for key, value in tree.items() if value is not None}
+    return [without_unknown(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def environment(seconds: float, device: str) -> Environment:
+    """The environment of a figure that was just made."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return Environment(
+        seconds=round(seconds, 3),
+        peak_memory=peak if sys.platform == "darwin" else peak * 1024,
+        device=device,
+        versions={"clipfuse": __version__, "python": platform.python_version()}
+        | {package: metadata.version(package) for package in PACKAGES},
+        git_commit=git_commit(),
+        host=platform.node(),
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that clipfuse runs from, if it is one."""
+    root = next((p for p in Path(__file__).parents if (p / ".git").is_dir() and (p / "pyproject.toml").is_file()), None)
+    try:
+        head = (root / ".git/HEAD").read_text().strip() if root else ""
+        name = head.removeprefix("ref: ")
+        return (root / ".git" / name).read_text().strip() if root and name != head else head or None
+    except OSError:
+        return None
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    """One JSON object a line, whole or not at all."""
+    write_text(path, "".join(record.model_dump_json() + "\n" for record in records))
+
+
+def read_records(path: Path) -> list[Record]:
+    """Records of a run. Raises ConfigError for a line that is not one."""
+    from pydantic import ValidationError
+
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [Record.model_validate_json(line) for line in lines if line.strip()]
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError):
+        raise ConfigError(f"{path}: is not a file of records (schema {SCHEMA})") from None

@@ -1,0 +1,148 @@
+"""`merge`: a pool and a method in, a `Merged` out; and the sweep over λ that merges once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipfuse.checkpoints.names import hub_name
+from clipfuse.checkpoints.safetensors_file import TensorSpec
+from clipfuse.checkpoints.writer import SafetensorsWriter, check_output, new_folder
+from clipfuse.errors import ConfigError, ModelError
+from clipfuse.fusion.engine import Prepared, Sink, TensorSink, prepare, run, run_scaled, run_unscaled
+from clipfuse.fusion.merged import SCHEMA, Merged, hub_writer, load, write_description
+from clipfuse.fusion.registry import Chain, configure
+from clipfuse.pool import HuggingFaceClipVisionPool, ModelPool, pool_from_memory
+from clipfuse.pool.view import Progress
+from clipfuse.version import __version__
+
+Models = HuggingFaceClipVisionPool | ModelPool | Mapping[str, nn.Module | Mapping[str, Any]]
+RuleTree = str | Mapping[str, Any]
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+def merge(
+    models: Models,
+    method: RuleTree | Chain,
+    *,
+    edits: Sequence[RuleTree] = (),
+    finishes: Sequence[RuleTree] = (),
+    seed: int = 0,
+    dtype: torch.dtype | str | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Merged:
+    """Merge the experts of a pool into one vision encoder.
+
+    Args:
+        models: A pool, or modules or state dicts by name (`{"_pretrained_": m0, "a": m1}`); never changed.
+        method: A method's name, with its settings as further keywords, or a mapping with `name` and settings.
+        edits: What is done to each task vector first, names or mappings.
+        finishes: What is done to the merged task vector last.
+        seed: For random edits.
+        dtype: Of the result; the base's (or first expert's) by default.
+        out: Stream into this folder instead of memory; it appears whole or not at all.
+        threads: Defaults to the cores of this process. The bits of the result do not depend on it.
+        progress: Called with the number of bytes read since the last call.
+
+    Raises:
+        ConfigError, PoolError, CheckpointError, OutputError: before weights are read where that can be known.
+    """
+    chain = method if isinstance(method, Chain) else configure(with_settings(method, settings), edits, finishes, seed)
+    if chain.scaling_factors:
+        raise ConfigError("method.scaling_factor: a list of values is for a run with select=val; a merge takes one")
+    if out is not None:
+        check_output(Path(out), overwrite)
+    pool = open_pool(models)
+    prepared = prepare(chain, pool, threads, progress)
+    specs = prepared.result_specs(as_dtype(dtype))
+    if out is None:
+        sink = TensorSink(specs)
+        return Merged(sink.tensors, make_recipe(prepared, specs, run(prepared, sink, specs)), pool.geometry)
+    if pool.geometry is None:
+        raise ModelError("the pool was made of state dicts, whose geometry is not known: merge modules or folders")
+    with new_folder(Path(out), overwrite) as folder:
+        with hub_writer(folder, specs) as writer:
+            measured = run(prepared, HubSink(writer), specs)
+        write_description(folder, make_recipe(prepared, specs, measured), pool.geometry)
+    return load(out)
+
+
+class HubSink:
+    """Writes canonical names under the hub's."""
+
+    def __init__(self, writer: SafetensorsWriter):
+        self.writer = writer
+
+    def write(self, name: str, values: Tensor, start: int = 0) -> None:
+        self.writer.write(hub_name(name), values, start)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A merge up to λ: `at(value)` costs θ0 + λΔ, and has the bits of a merge with that value."""
+
+    prepared: Prepared
+
+    @cached_property
+    def unscaled(self) -> Mapping[str, Tensor]:
+        """Δ before λ and finishes, float32, by name."""
+        sink = TensorSink(self.prepared.result_specs(torch.float32))
+        run_unscaled(self.prepared, sink)
+        return sink.tensors
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The values of λ to choose from."""
+        return self.prepared.chain.scaling_factors
+
+    def write(self, factor: float, sink: Sink, specs: Mapping[str, TensorSpec]) -> None:
+        """Write the merge with λ = `factor`."""
+        run_scaled(self.prepared, self.unscaled, factor, sink, specs)
+
+
+def sweep(models: Models, chain: Chain, threads: int | None = None, progress: Progress | None = None) -> Sweep:
+    """Prepare a chain whose scaling_factor is a list. Raises as `merge`."""
+    return Sweep(prepare(chain, open_pool(models), threads, progress))
+
+
+def open_pool(models: Models) -> ModelPool:
+    """Any form of pool as opened, checked checkpoints."""
+    if isinstance(models, HuggingFaceClipVisionPool):
+        return models.weights
+    return models if isinstance(models, ModelPool) else pool_from_memory(models)
+
+
+def with_settings(method: RuleTree, settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {**({"name": method} if isinstance(method, str) else method), **settings}
+
+
+def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A dtype by name. Raises ConfigError for one that weights cannot have."""
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise ConfigError(f"dtype: {dtype!r} is none of {', '.join(DTYPES)}")
+        return DTYPES[dtype]
+    return dtype
+
+
+def make_recipe(prepared: Prepared, specs: Mapping[str, TensorSpec], measured: Mapping[str, int]) -> dict[str, Any]:
+    """All that is needed to get a result again: method, settings, seed, the pool with revisions and hashes."""
+    dtypes = sorted({str(spec.dtype).removeprefix("torch.") for spec in specs.values()})
+    recipe = {
+        "schema": SCHEMA,
+        "clipfuse": __version__,
+        "kind": "weights",
+        **prepared.chain.to_tree(),
+        "uses": list(prepared.chain.uses),
+        "dtype": dtypes[0] if len(dtypes) == 1 else dtypes,
+        "pool": prepared.pool.members,
+    }
+    return recipe | ({"measured": dict(sorted(measured.items()))} if measured else {})

@@ -1,0 +1,112 @@
+"""What a merge returns: weights with their recipe, in memory or in the folder that they were written to."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from clipfuse.checkpoints.card import model_card
+from clipfuse.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from clipfuse.checkpoints.geometry import Geometry, read_geometry
+from clipfuse.checkpoints.names import hub_name
+from clipfuse.checkpoints.safetensors_file import TensorSpec
+from clipfuse.checkpoints.writer import SafetensorsWriter, new_folder, write_text
+from clipfuse.errors import CheckpointError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import CLIPVisionModel
+
+    from clipfuse.models.encoder import ClipBase, VisionEncoder
+
+RECIPE = "clipfuse.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merged vision encoder: `kind`, tensors by canonical name, geometry and recipe."""
+
+    tensors: Mapping[str, Tensor]
+    recipe: Mapping[str, Any]
+    geometry: Geometry | None = None
+    kind: Literal["weights"] = "weights"
+    """How many sets of weights there are and what inference needs; one set so far."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors by the hub's names (`vision_model.encoder…`), as on disk."""
+        return {hub_name(name): tensor for name, tensor in self.tensors.items()}
+
+    def load_model(self, dtype: "torch.dtype | None" = None) -> "CLIPVisionModel":
+        """A transformers `CLIPVisionModel`, float32 unless `dtype` says otherwise. Raises ModelError without a geometry."""
+        from clipfuse.models.build import build_vision_model
+
+        return build_vision_model(self.tensors, self.known_geometry, dtype)
+
+    def encoder(self, base: "ClipBase") -> "VisionEncoder":
+        """An encoder with the base's projection, for evaluation."""
+        from clipfuse.models.encoder import VisionEncoder
+
+        return VisionEncoder(self.load_model(), base)
+
+    @property
+    def known_geometry(self) -> Geometry:
+        if self.geometry is None:
+            raise ModelError("the pool was made of state dicts, whose geometry is not known: merge modules or folders")
+        return self.geometry
+
+    def save(self, folder: str | Path, overwrite: bool = False) -> None:
+        """Write a Hugging Face folder with recipe and model card, whole or not at all.
+
+        Raises:
+            OutputError: the folder is not empty, no space, no permission.
+        """
+        specs = {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in sorted(self.tensors.items())}
+        with new_folder(Path(folder), overwrite) as temporary:
+            write_description(temporary, self.recipe, self.known_geometry)
+            with hub_writer(temporary, specs) as writer:
+                for name, tensor in self.tensors.items():
+                    writer.write(hub_name(name), tensor)
+
+
+def hub_writer(folder: Path, specs: Mapping[str, TensorSpec]) -> SafetensorsWriter:
+    """A writer of `model.safetensors` under the hub's names."""
+    return SafetensorsWriter(folder / "model.safetensors", {hub_name(name): spec for name, spec in specs.items()})
+
+
+def write_description(folder: Path, recipe: Mapping[str, Any], geometry: Geometry) -> None:
+    """Everything of a merged folder but the weights: config.json, clipfuse.json, README.md."""
+    write_text(folder / "config.json", json.dumps(geometry.to_config(), indent=2) + "\n")
+    write_text(folder / RECIPE, json.dumps(recipe, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / "README.md", model_card(recipe))
+
+
+def read_recipe(folder: Path) -> dict[str, Any] | None:
+    """The recipe in a merged folder, None where there is none. Raises CheckpointError for a damaged one."""
+    path = folder / RECIPE
+    if not path.is_file():
+        return None
+    try:
+        recipe = json.loads(path.read_text(encoding="utf-8"))
+        if recipe["schema"] > SCHEMA:
+            raise CheckpointError(f"{path}: schema {recipe['schema']} is newer than this clipfuse knows ({SCHEMA})")
+        return recipe
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{path}: is not the recipe of a merge") from None
+
+
+def load(folder: str | Path) -> Merged:
+    """Restore what `Merged.save` or `clipfuse merge --out` wrote; weights stay on disk until asked for.
+
+    Raises:
+        CheckpointError: not such a folder, or damaged.
+    """
+    folder = Path(folder)
+    recipe = read_recipe(folder)
+    if recipe is None:
+        raise CheckpointError(f"{folder}: holds no {RECIPE}; clipfuse.load restores what clipfuse merged")
+    tensors: Checkpoint = open_checkpoint(folder, str(folder))
+    return Merged(tensors, recipe, read_geometry(folder), recipe["kind"])

@@ -1,0 +1,1 @@
+"""transformers' CLIP models: building, loading, encoding. transformers is imported when a model is asked for."""

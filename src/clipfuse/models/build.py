@@ -1,0 +1,126 @@
+"""transformers' CLIP models from canonical weights, and back to folders that every transformers can load."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from clipfuse.checkpoints.geometry import Geometry
+from clipfuse.checkpoints.names import canonical_names, hub_name
+from clipfuse.checkpoints.safetensors_file import TensorSpec
+from clipfuse.checkpoints.writer import SafetensorsWriter, new_folder, write_text
+from clipfuse.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import CLIPImageProcessor, CLIPModel, CLIPVisionModel
+
+
+def build_vision_model(
+    weights: Mapping[str, Tensor], geometry: Geometry, dtype: torch.dtype | None = None
+) -> "CLIPVisionModel":
+    """A `CLIPVisionModel` with a copy of `weights` (by canonical name), in eval mode; float32 unless `dtype` is given.
+
+    Raises:
+        ModelError: weights and geometry do not fit.
+    """
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    config = CLIPVisionConfig(**geometry.model_dump())
+    with torch.device("meta"):
+        model = CLIPVisionModel(config)
+    names = canonical_names(model.state_dict(), "CLIPVisionModel")
+    if odd := sorted(names.keys() ^ weights.keys()):
+        raise ModelError(f"weights and config.json do not fit: {odd[0]!r} is in one of them only ({geometry})")
+    for name, stored in names.items():
+        if (found := tuple(weights[name].shape)) != (wanted := tuple(model.state_dict()[stored].shape)):
+            raise ModelError(f"weights and config.json do not fit: {name} is {found}, the geometry says {wanted}")
+    values = {stored: weights[name].to(dtype or torch.float32, copy=True) for name, stored in names.items()}
+    model.load_state_dict(values, assign=True)
+    count = (geometry.image_size // geometry.patch_size) ** 2 + 1
+    for module in model.modules():  # counted, not stored: the one buffer of a CLIP tower
+        if "position_ids" in module._buffers:
+            module._buffers["position_ids"] = torch.arange(count).expand(1, -1)
+    return model.eval()
+
+
+def load_clip_model(folder: Path) -> "CLIPModel":
+    """The full `CLIPModel` of a folder, float32, in eval mode.
+
+    Raises:
+        ModelError: the folder holds a vision encoder only, or no CLIP.
+    """
+    from transformers import CLIPModel
+
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        raise ModelError(f"{folder}: holds no config.json of a CLIP model") from None
+    if kind != "clip":
+        raise ModelError(f"{folder}: is a {kind!r}, not a full CLIP model; a base needs its text encoder too")
+    with quiet_transformers():
+        return CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def load_image_processor(folder: Path) -> "CLIPImageProcessor":
+    """The folder's image processor, always the Pillow one: its pixels do not depend on what else is installed."""
+    from transformers import AutoImageProcessor
+
+    with quiet_transformers():
+        return AutoImageProcessor.from_pretrained(folder, backend="pil")
+
+
+def substitute(clip_model: "CLIPModel", vision_model: "CLIPVisionModel") -> "CLIPModel":
+    """Put a vision encoder's weights into a full CLIP model, in place; returns `clip_model`.
+
+    Does on every transformers what `clip_model.vision_model.load_state_dict(vision_model.vision_model.state_dict())`
+    did before transformers 5.6, where `CLIPVisionModel` still had a `.vision_model`.
+
+    Raises:
+        ModelError: the two have other parameters or shapes.
+    """
+    target = dict(clip_model.vision_model.named_parameters())
+    target = {name: target[stored] for name, stored in canonical_names(target, "clip_model.vision_model").items()}
+    source = vision_model.state_dict()
+    source = {name: source[stored] for name, stored in canonical_names(source, "vision_model").items()}
+    if odd := sorted(target.keys() ^ source.keys()):
+        raise ModelError(f"substitute: {odd[0]!r} is in one of the two models only")
+    for name, parameter in target.items():
+        if parameter.shape != source[name].shape:
+            raise ModelError(f"substitute: {name} is {tuple(source[name].shape)}, not {tuple(parameter.shape)}")
+    with torch.no_grad():
+        for name, parameter in target.items():
+            parameter.copy_(source[name])
+    return clip_model
+
+
+def save_vision_model(model: "CLIPVisionModel", folder: Path, overwrite: bool = False) -> None:
+    """Write a `CLIPVisionModel` as a Hugging Face folder under the hub's names. Raises OutputError."""
+    weights = model.state_dict()
+    names = canonical_names(weights, "the model")
+    specs = {hub_name(n): TensorSpec(tuple(weights[s].shape), weights[s].dtype) for n, s in sorted(names.items())}
+    geometry = Geometry.model_validate(model.config.to_dict())
+    with new_folder(folder, overwrite) as temporary:
+        write_text(temporary / "config.json", json.dumps(geometry.to_config(), indent=2) + "\n")
+        with SafetensorsWriter(temporary / "model.safetensors", specs) as writer:
+            for name, stored in names.items():
+                writer.write(hub_name(name), weights[stored])
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars or advice from transformers while it loads."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
