@@ -79,7 +79,8 @@ def finetune(
 ) -> float:
     """Train the vision encoder in place against a frozen zero-shot head (classes, 64); return the last epoch's loss.
 
-    Cross-entropy, Adam at a fixed rate, no weight decay, pictures moved and lit as in pre-training; text encoder, projections and logit scale stay as they are.
+    Cross-entropy, Adam at a fixed rate, no weight decay, pictures moved and lit as in pre-training. Text encoder,
+    projections and logit scale stay as they are.
     """
     for value in clip.parameters():
         value.requires_grad_(False)

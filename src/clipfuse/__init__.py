@@ -10,28 +10,24 @@ from clipfuse.version import __version__
 
 if TYPE_CHECKING:
     from clipfuse.errors import ClipfuseError
-    from clipfuse.evaluate import evaluate
     from clipfuse.fusion.merge import merge
     from clipfuse.fusion.merged import Merged, load
     from clipfuse.models.build import substitute
     from clipfuse.pool import HuggingFaceClipVisionPool, ModelPool
-    from clipfuse.run import run
 
 HOMES = {
     "ClipfuseError": "clipfuse.errors",
     "HuggingFaceClipVisionPool": "clipfuse.pool",
     "Merged": "clipfuse.fusion.merged",
     "ModelPool": "clipfuse.pool",
-    "evaluate": "clipfuse.evaluate",
     "load": "clipfuse.fusion.merged",
     "merge": "clipfuse.fusion.merge",
-    "run": "clipfuse.run",
     "substitute": "clipfuse.models.build",
 }
 
 __all__ = [
     *("__version__", "ClipfuseError", "HuggingFaceClipVisionPool", "Merged", "ModelPool"),
-    *("evaluate", "load", "merge", "run", "substitute"),
+    *("load", "merge", "substitute"),
 ]
 
 

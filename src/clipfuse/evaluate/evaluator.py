@@ -30,6 +30,8 @@ class Candidate:
     open: Callable[[], Encoder]
     bytes: int
     """Memory that `open` will take."""
+    parameters: int = 0
+    """Of its vision tower."""
     tasks: frozenset[str] | None = None
     """Tasks to be scored on; None is all."""
 
@@ -40,6 +42,8 @@ class Score:
 
     model: str
     task: str
+    parameters: int = 0
+    """Of the model's vision tower."""
     n: int = 0
     correct: int = 0
     loss: float = 0.0
@@ -78,7 +82,7 @@ def evaluate(
                 continue
             digest = hashlib.sha256()
             for candidate, _ in todo:
-                scores[candidate.name, split.task] = Score(candidate.name, split.task)
+                scores[candidate.name, split.task] = Score(candidate.name, split.task, candidate.parameters)
             for block in blocks(split, preprocess):
                 digest.update(block.digest)
                 for candidate, encoder in todo:

@@ -47,6 +47,8 @@ class Record(Config):
     """Of any other model: path, revision, hashes."""
     base: str
     """The CLIP whose text encoder, projection and processor were used."""
+    parameters: int
+    """Of the vision tower."""
     task: str
     split: str
     classes: int

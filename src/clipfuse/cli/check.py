@@ -1,0 +1,33 @@
+"""`clipfuse check`."""
+
+from dataclasses import asdict
+
+from clipfuse.cli.options import Dtype, Json, Out, Overwrite, Seed, Words, megabytes, need, print_json, tree_of
+
+
+def command(
+    words: Words = None,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    dtype: Dtype = None,
+    seed: Seed = None,
+    as_json: Json = False,
+) -> None:
+    """Verify a run or merge and print what it will cost, without reading weights."""
+    tree = tree_of(words, {"out": out, "overwrite": overwrite, "dtype": dtype, "seed": seed})
+    need(tree, "method", "task_arithmetic")
+    need(tree, "modelpool", "clip-vit-base-patch32_TA8")
+    from clipfuse.run.plan import make_plan
+
+    plan = make_plan(tree)
+    if as_json:
+        print_json(asdict(plan))
+        return
+    print(f"{plan.method} of {len(plan.experts)} experts ({', '.join(plan.experts)}), base: {'yes' if plan.base else 'no'}")
+    print(f"{plan.tensors} tensors, {plan.parameters:,} parameters, {plan.passes} passes over the pool")
+    print(f"reads {megabytes(plan.bytes_read)}, writes {megabytes(plan.bytes_written)}, about {megabytes(plan.peak_memory)} of memory")
+    print(f"data seen by the method: {', '.join(plan.uses) or 'none'}")
+    if plan.tasks:
+        print(f"tasks: {', '.join(plan.tasks)}")
+    for warning in plan.warnings:
+        print(f"warning: {warning}")

@@ -1,0 +1,61 @@
+"""`clipfuse`: the verbs, and errors told in one line."""
+
+import errno
+import os
+import sys
+
+import click
+import typer
+
+from clipfuse.cli import check, evaluate, fetch, ls, merge, quickstart, run, show
+from clipfuse.errors import ClipfuseError
+from clipfuse.version import __version__
+
+app = typer.Typer(
+    help="Fuse CLIP-ViT models for open-vocabulary image classification, and measure what came out.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (quickstart, run, merge, evaluate, fetch, ls, show, check):
+    app.command(name=verb.__name__.rsplit(".", 1)[-1])(verb.command)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"clipfuse {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(False, "--version", callback=show_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Fuse CLIP-ViT models for open-vocabulary image classification, and measure what came out."""
+
+
+def main() -> None:
+    """Run the command line; leave with 0, with 2 for what a user caused, with 130 for ^C."""
+    try:
+        status = app(standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except ClipfuseError as error:
+        sys.exit(fail(str(error), 2))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(fail("interrupted; nothing was left half-written", 130))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.exit(fail(f"{error.filename or 'output'}: no space left on the device", 2))
+
+
+def fail(message: str, status: int) -> int:
+    print("clipfuse: " + " ".join(message.split("\n")), file=sys.stderr)
+    return status

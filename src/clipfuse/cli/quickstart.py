@@ -1,0 +1,19 @@
+"""`clipfuse quickstart`."""
+
+from clipfuse.cli.options import BatchSize, Device, Json, Limit, Seed, bar, print_json, say
+
+
+def command(
+    device: Device = None, batch_size: BatchSize = None, limit: Limit = None, seed: Seed = None, as_json: Json = False
+) -> None:
+    """Merge the offline suite's experts by several methods and score base, experts and merged models. No network."""
+    say("The tiny suite: a small CLIP and its experts, shipped with clipfuse. Merging and scoring …")
+    from clipfuse.report import results_table
+    from clipfuse.run.quickstart import quickstart
+
+    records = quickstart(bar, device or "auto", batch_size or 128, limit, seed or 0)
+    if as_json:
+        print_json([record.model_dump(mode="json") for record in records])
+        return
+    results_table(records).print()
+    say("Next: clipfuse run method=ties_merging modelpool=tiny taskpool=tiny · clipfuse ls methods · clipfuse --help")

@@ -1,0 +1,65 @@
+"""Evaluating many values of λ with one working copy: base, Δ and the copy, whatever the number of values."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from clipfuse.checkpoints.names import canonical_names
+from clipfuse.checkpoints.safetensors_file import TensorSpec
+from clipfuse.errors import ModelError
+from clipfuse.evaluate.evaluator import Candidate
+from clipfuse.fusion.merge import Sweep
+from clipfuse.models.build import build_vision_model
+from clipfuse.models.encoder import ClipBase, VisionEncoder
+from clipfuse.shapes import Float
+
+
+class WorkingCopy:
+    """A vision encoder whose weights are set to the merge with a value of λ when that is asked for."""
+
+    def __init__(self, sweep: Sweep, base: ClipBase, device: torch.device):
+        pool = sweep.prepared.pool
+        if pool.geometry is None:
+            raise ModelError("the pool was made of state dicts, whose geometry is not known")
+        self.sweep = sweep
+        self.encoder = VisionEncoder(build_vision_model(pool.lead, pool.geometry), base).to(device, torch.float32)
+        stored = self.encoder.vision.state_dict()
+        self.parameters = {name: stored[place] for name, place in canonical_names(stored, "the model").items()}
+        self.specs = {name: TensorSpec(tuple(p.shape), p.dtype) for name, p in self.parameters.items()}
+        self.rounding = sweep.prepared.result_specs()
+        self.value: float | None = None
+
+    def set(self, value: float) -> None:
+        """Make the copy the merge with λ = `value`, rounded to the dtype that it would be written in."""
+        if value != self.value:
+            self.value = None
+            self.sweep.write(value, self, self.rounding)
+            self.value = value
+
+    def write(self, name: str, values: Tensor, start: int = 0) -> None:
+        """The sink of a merge: into the copy's own parameters."""
+        self.parameters[name].view(-1)[start : start + values.numel()] = values.reshape(-1)
+
+
+class SweepEncoder:
+    """One value of λ, on the shared working copy."""
+
+    needs_task_id = False
+    bytes = 0
+
+    def __init__(self, copy: WorkingCopy, value: float):
+        self.copy, self.value, self.base = copy, value, copy.encoder.base
+
+    def features(self, pixels: Float[Tensor, "batch 3 height width"], task: str | None) -> Float[Tensor, "batch embed"]:
+        self.copy.set(self.value)
+        return self.copy.encoder.features(pixels, task)
+
+
+def sweep_candidates(sweep: Sweep, base: ClipBase, device: torch.device) -> Mapping[float, Candidate]:
+    """One candidate a value of λ; they share a working copy and so are free to be evaluated together."""
+    copy = WorkingCopy(sweep, base, device)
+    return {
+        value: Candidate(f"{sweep.prepared.chain.method.rule.name} λ={value:g}", lambda v=value: SweepEncoder(copy, v), 0)
+        for value in sweep.values
+    }

@@ -1,0 +1,1 @@
+"""Whole jobs, wired from the rooms above; nothing else wires them."""

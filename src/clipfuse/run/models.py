@@ -1,0 +1,94 @@
+"""Evaluating models that are there already: merged folders, experts, full CLIPs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clipfuse.checkpoints.checkpoint import open_checkpoint
+from clipfuse.checkpoints.geometry import read_geometry
+from clipfuse.checkpoints.hashes import compute_hash
+from clipfuse.checkpoints.locate import Located
+from clipfuse.errors import ModelError
+from clipfuse.evaluate import Candidate, Record
+from clipfuse.fusion.merged import read_recipe
+from clipfuse.models.build import build_vision_model
+from clipfuse.models.encoder import VisionEncoder, known_base
+from clipfuse.pool import PRETRAINED
+from clipfuse.pool.clip_vision import locate_all
+from clipfuse.run.bench import Bench, find_tasks, open_bench
+from clipfuse.run.progress import Stage, silent
+from clipfuse.tasks import TaskPoolConfig
+
+
+def evaluate_models(
+    models: Sequence[str],
+    taskpool: TaskPoolConfig,
+    *,
+    base: str | None = None,
+    split: str = "test",
+    device: str = "auto",
+    batch_size: int = 128,
+    limit: int | None = None,
+    seed: int = 0,
+    stage: Stage = silent,
+) -> list[Record]:
+    """Score models (folders or hub ids) on a task pool.
+
+    The text encoder, projection and processor come from `base`, else the merged folder's recipe, else the one known
+    base of the geometry.
+
+    Raises:
+        ModelError: no base is known, or the models belong to different ones.
+        LocateError, CheckpointError, TaskError: what cannot be found or read.
+    """
+    located = locate_all({model: model for model in models})
+    tasks = find_tasks(taskpool)
+    bases = {model: base or taskpool.base or base_of(at) for model, at in located.items()}
+    if len(set(bases.values())) > 1:
+        found = ", ".join(f"{model}: {ref}" for model, ref in bases.items())
+        raise ModelError(f"the models belong to different bases ({found}); evaluate them apart, or give base=")
+    bench = open_bench(tasks, bases[models[0]], None, (split,), device, batch_size, limit, seed)
+    names = short_names(models)
+    candidates = [candidate(names[model], at, bench) for model, at in located.items()]
+    scores = bench.score(candidates, split, stage)
+    at_name = {names[model]: at for model, at in located.items()}
+    return [bench.record(score, split, **origin(at_name[score.model])) for score in scores]
+
+
+def base_of(at: Located) -> str:
+    """The base that a located model belongs to. Raises ModelError if none is known."""
+    recipe = read_recipe(at.folder) if at.folder.is_dir() else None
+    for member in recipe["pool"] if recipe else ():
+        if member["name"] == PRETRAINED and member.get("path"):
+            return member["path"]
+    config = (at.folder if at.folder.is_dir() else at.folder.parent) / "config.json"
+    if config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "clip":
+        return at.ref
+    return known_base(read_geometry(at.folder), at.ref)
+
+
+def candidate(name: str, at: Located, bench: Bench) -> Candidate:
+    checkpoint, geometry = open_checkpoint(at.folder, at.ref), read_geometry(at.folder)
+
+    def load() -> VisionEncoder:
+        return VisionEncoder(build_vision_model(checkpoint, geometry), bench.base).to(bench.device, bench.dtype)
+
+    size = sum(checkpoint.spec(n).numel for n in checkpoint)
+    return Candidate(name, load, 4 * size, size)
+
+
+def origin(at: Located) -> Mapping[str, Any]:
+    """Role, recipe or source, and uses, for the record of a located model."""
+    recipe = read_recipe(at.folder) if at.folder.is_dir() else None
+    files = {file.name: compute_hash(file) for file in open_checkpoint(at.folder, at.ref).files}
+    source = {"path": at.ref, "revision": at.revision, "files": files}
+    if recipe:
+        return {"role": "merged", "recipe": recipe, "source": source, "uses": recipe["uses"]}
+    return {"role": "other", "source": source}
+
+
+def short_names(models: Sequence[str]) -> dict[str, str]:
+    """Last parts of paths and ids where they differ, else the whole."""
+    short = {model: Path(model.rstrip("/")).name for model in models}
+    return short if len(set(short.values())) == len(short) else {model: model for model in models}

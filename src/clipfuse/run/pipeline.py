@@ -1,0 +1,104 @@
+"""`run`: configuration → pool → merge → evaluation → report, in one folder."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clipfuse.checkpoints.writer import check_output, new_folder, write_text
+from clipfuse.config import parse
+from clipfuse.errors import ConfigError
+from clipfuse.evaluate import Record
+from clipfuse.evaluate.sweep import sweep_candidates
+from clipfuse.fusion.engine import check_chain
+from clipfuse.fusion.merge import as_dtype, sweep
+from clipfuse.fusion.registry import Chain, configure
+from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
+from clipfuse.report import Table, results_table
+from clipfuse.report.write import write_report
+from clipfuse.run.bench import Bench, find_tasks, measure, open_bench
+from clipfuse.run.config import RunConfig
+from clipfuse.run.progress import Stage, silent
+from clipfuse.tasks import TaskPoolConfig
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left: its folder, its records, their table, and the value that was chosen, if one was."""
+
+    folder: Path
+    records: list[Record]
+    table: Table
+    chosen: float | None
+
+
+def run(tree: Mapping[str, Any], stage: Stage = silent) -> RunResult:
+    """Merge, evaluate, and write a run's folder: config, merged weights, records, predictions, report.
+
+    Args:
+        tree: The keys of `RunConfig`.
+        stage: Shows progress.
+
+    Raises:
+        ClipfuseError: one line; nothing is left half-written.
+    """
+    config = parse(RunConfig, tree, "run")
+    chain = chain_of(config)
+    folder = Path(config.out or f"runs/{datetime.now():%Y-%m-%d_%H%M%S}_{chain.method.rule.name}")
+    check_output(folder, config.overwrite)
+    pool, bench = open_run(config, chain)
+    with new_folder(folder, config.overwrite) as temporary:
+        chosen = None
+        if chain.scaling_factors:
+            chain, chosen = choose(pool, bench, chain, stage)
+        uses = (*chain.uses, *(("val_images", "val_labels") if chosen is not None else ()))
+        chains = {chain.method.rule.name: (chain, uses)}
+        records = measure(pool, bench, chains, config.baselines, stage, temporary, config.dtype)
+        write_report(temporary, records, [chain.method.rule.name])
+        write_text(temporary / "config.yaml", to_yaml(config.model_dump(mode="json") | chain.to_tree()))
+    return RunResult(folder, records, results_table(records), chosen)
+
+
+def chain_of(config: RunConfig) -> Chain:
+    """The checked method with edits and finishes. Raises ConfigError."""
+    chain = configure(config.method, config.edits, config.finishes, config.seed)
+    if chain.scaling_factors and config.select is None:
+        count = len(chain.scaling_factors)
+        raise ConfigError(f"method.scaling_factor: has {count} values; choose among them on the val split with select=val")
+    return chain
+
+
+def open_run(config: RunConfig, chain: Chain) -> tuple[HuggingFaceClipVisionPool, Bench]:
+    """Everything that can fail before weights are computed with: tasks, pool, fit of the two, splits, heads."""
+    as_dtype(config.dtype)
+    pool = HuggingFaceClipVisionPool.from_tree(config.modelpool)
+    taskpool = parse(TaskPoolConfig, config.taskpool, "taskpool")
+    tasks = find_tasks(taskpool)
+    check_chain(chain, pool.weights)
+    base = taskpool.base or (pool.get_model_config(PRETRAINED).path if pool.has_pretrained else None)
+    splits = ("test", "val") if chain.scaling_factors else ("test",)
+    return pool, open_bench(
+        tasks, base, pool.weights.geometry, splits, config.device, config.batch_size, config.limit, config.seed
+    )
+
+
+def choose(pool: HuggingFaceClipVisionPool, bench: Bench, chain: Chain, stage: Stage) -> tuple[Chain, float]:
+    """The value of λ with the best mean accuracy on the val splits; the smallest of equals. Merges once."""
+    with stage(f"merge {chain.method.rule.name} once", pool.weights.nbytes * chain.passes, "B") as told:
+        candidates = sweep_candidates(sweep(pool, chain, progress=told), bench.base, bench.device)
+    scores = bench.score(list(candidates.values()), "val", stage)
+    means = {
+        value: sum(score.correct / score.n for score in scores if score.model == candidate.name)
+        for value, candidate in candidates.items()
+    }
+    best = max(sorted(means), key=lambda value: means[value])
+    cfg = chain.method.cfg.model_copy(update={"scaling_factor": best})
+    return replace(chain, method=replace(chain.method, cfg=cfg), scaling_factors=()), best
+
+
+def to_yaml(tree: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(json.loads(json.dumps(tree)), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,78 @@
+"""`check`: everything about a run that can be known before weights are read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipfuse.checkpoints.writer import check_space
+from clipfuse.config import parse
+from clipfuse.fusion.engine import check_chain
+from clipfuse.fusion.merge import as_dtype
+from clipfuse.fusion.registry import Chain, configure
+from clipfuse.pool import HuggingFaceClipVisionPool
+from clipfuse.pool.view import SLICE, available_cores, slices
+from clipfuse.run.bench import find_tasks
+from clipfuse.tasks import TaskPoolConfig
+
+TEMPORARIES = 4
+"""Slices of the pool's size that a thread holds at a time: the task vectors and what rules make of them."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a merge will do; bytes, and the data that its method sees."""
+
+    method: str
+    experts: tuple[str, ...]
+    base: bool
+    tensors: int
+    parameters: int
+    bytes_read: int
+    bytes_written: int
+    passes: int
+    peak_memory: int
+    """Estimate of anonymous memory, bytes above that of torch itself."""
+    uses: tuple[str, ...]
+    tasks: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def make_plan(tree: Mapping[str, Any]) -> Plan:
+    """Check a run's tree (or a merge's: `taskpool` may be absent) without reading weights.
+
+    Raises:
+        ClipfuseError: one line for the first thing that is wrong.
+    """
+    chain = configure(tree["method"], tree.get("edits", ()), tree.get("finishes", ()), tree.get("seed", 0))
+    taskpool = tree.get("taskpool")
+    tasks = find_tasks(parse(TaskPoolConfig, taskpool, "taskpool")) if taskpool else []
+    dtype = as_dtype(tree.get("dtype"))
+    pool = HuggingFaceClipVisionPool.from_tree(tree["modelpool"]).weights
+    check_chain(chain, pool)
+    written = sum(spec.numel * (dtype or spec.dtype).itemsize for spec in pool.specs.values())
+    check_space(Path(tree.get("out") or "."), written)
+    return Plan(
+        method=" + ".join([*[step.rule.name for step in chain.edits], chain.method.rule.name]),
+        experts=pool.tasks,
+        base=pool.base is not None,
+        tensors=len(pool.specs),
+        parameters=sum(spec.numel for spec in pool.specs.values()),
+        bytes_read=pool.nbytes * chain.passes,
+        bytes_written=written,
+        passes=chain.passes,
+        peak_memory=peak_memory(chain, pool.specs, len(pool)),
+        uses=chain.uses,
+        tasks=tuple(task.name for task in tasks),
+        warnings=tuple(pool.warnings),
+    )
+
+
+def peak_memory(chain: Chain, specs: Mapping[str, Any], experts: int) -> int:
+    """Bytes: temporaries of the largest leaves that are worked on at once, and what `prepare` keeps."""
+    if chain.grain == "element":
+        largest = 4 * SLICE
+    else:
+        largest = max(4 * specs[name].numel for name, _, _ in slices(dict(specs), chain.grain))
+    kept = (8 << 20) * experts * (chain.passes > 1)
+    return available_cores() * TEMPORARIES * (experts + 1) * largest + kept
