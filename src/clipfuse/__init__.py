@@ -26,8 +26,14 @@ HOMES = {
 }
 
 __all__ = [
-    *("__version__", "ClipfuseError", "HuggingFaceClipVisionPool", "Merged", "ModelPool"),
-    *("load", "merge", "substitute"),
+    "ClipfuseError",
+    "HuggingFaceClipVisionPool",
+    "Merged",
+    "ModelPool",
+    "__version__",
+    "load",
+    "merge",
+    "substitute",
 ]
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 def cache_folder(*parts: str) -> Path:
     """A folder of the cache, made if absent."""
-    home = os.environ.get("CLIPFUSE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "clipfuse")
+    home = os.environ.get("CLIPFUSE_CACHE") or Path(
+        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "clipfuse"
+    )
     folder = Path(home).expanduser().joinpath(*parts)
     folder.mkdir(parents=True, exist_ok=True)
     return folder

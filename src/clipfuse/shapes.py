@@ -1,4 +1,4 @@
-"""Shape annotations, `Float[Tensor, "task *shape"]`: jaxtyping's where it is loaded (tests check them), else plain words."""
+"""Shape annotations, `Float[Tensor, "task *shape"]`: jaxtyping's where it is loaded (in tests), else plain words."""
 
 import sys
 from typing import TYPE_CHECKING, Any

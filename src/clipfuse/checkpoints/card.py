@@ -18,7 +18,14 @@ def model_card(recipe: Mapping[str, Any]) -> str:
     pool = recipe["pool"]
     method = recipe["method"]["name"]
     parents = [member["path"] for member in pool if member.get("path") and not is_local(member["path"])]
-    front = ["---", "library_name: transformers", "pipeline_tag: zero-shot-image-classification", "tags:", "- merge", "- clipfuse"]
+    front = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: zero-shot-image-classification",
+        "tags:",
+        "- merge",
+        "- clipfuse",
+    ]
     if parents:
         front += ["base_model:", *[f"- {json.dumps(parent)}" for parent in parents], "base_model_relation: merge"]
     experts = [member["name"] for member in pool if not member["name"].startswith("_")]

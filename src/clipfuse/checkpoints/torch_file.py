@@ -26,7 +26,9 @@ class TorchFile:
             raise CheckpointError(f"{path}: holds more than tensors; only plain state dicts are read") from None
         except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(f"{path}: is no torch checkpoint that can be mapped, or is truncated ({first})") from None
+            raise CheckpointError(
+                f"{path}: is no torch checkpoint that can be mapped, or is truncated ({first})"
+            ) from None
         if not isinstance(tree, Mapping) or not all(isinstance(value, Tensor) for value in tree.values()):
             raise CheckpointError(f"{path}: is not a flat state dict (name → tensor)")
         self.tensors: dict[str, Tensor] = {str(name): value.detach() for name, value in tree.items()}

@@ -1,4 +1,4 @@
-"""Writing results: tensors streamed into a safetensors file by many threads, folders that appear whole or not at all."""
+"""Writing results: tensors streamed into a file by many threads, folders that appear whole or not at all."""
 
 import errno
 import json
@@ -63,7 +63,9 @@ class SafetensorsWriter:
     def __enter__(self) -> "SafetensorsWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         os.close(self.file)
 
 

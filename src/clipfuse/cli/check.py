@@ -23,9 +23,14 @@ def command(
     if as_json:
         print_json(asdict(plan))
         return
-    print(f"{plan.method} of {len(plan.experts)} experts ({', '.join(plan.experts)}), base: {'yes' if plan.base else 'no'}")
+    print(
+        f"{plan.method} of {len(plan.experts)} experts ({', '.join(plan.experts)}), {'with' if plan.base else 'no'} base"
+    )
     print(f"{plan.tensors} tensors, {plan.parameters:,} parameters, {plan.passes} passes over the pool")
-    print(f"reads {megabytes(plan.bytes_read)}, writes {megabytes(plan.bytes_written)}, about {megabytes(plan.peak_memory)} of memory")
+    print(
+        f"reads {megabytes(plan.bytes_read)}, writes {megabytes(plan.bytes_written)}, "
+        f"about {megabytes(plan.peak_memory)} of memory"
+    )
     print(f"data seen by the method: {', '.join(plan.uses) or 'none'}")
     if plan.tasks:
         print(f"tasks: {', '.join(plan.tasks)}")

@@ -6,7 +6,21 @@ from typing import Annotated
 import typer
 
 from clipfuse.cli.options import (
-    BatchSize, Device, Json, Limit, Out, Overwrite, Seed, Verbose, bar, need, print_json, say, show_log, take, tree_of,
+    BatchSize,
+    Device,
+    Json,
+    Limit,
+    Out,
+    Overwrite,
+    Seed,
+    Verbose,
+    bar,
+    need,
+    print_json,
+    say,
+    show_log,
+    take,
+    tree_of,
 )  # fmt: skip
 from clipfuse.errors import ConfigError
 
@@ -26,7 +40,7 @@ def command(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Score models that are there already: MODEL… taskpool=… [base=…] [split=val]."""
+    """Score models that are there already: MODEL… taskpool=…, and base= or split=val where wanted."""
     show_log(verbose)
     models = [word for word in words if "=" not in word]
     given = {"device": device, "batch_size": batch_size, "seed": seed, "limit": limit}

@@ -11,7 +11,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be 
 
 
 def command(words: Words = None, dry_run: DryRun = False, as_json: Json = False) -> None:
-    """Download what a pool or suite needs from the hub: [modelpool=…] [taskpool=…] [base=…]."""
+    """Download what a pool or suite needs from the hub: modelpool= or taskpool= or both."""
     tree = take(tree_of(words, {}), "modelpool", "taskpool", "base")
     if not tree.get("modelpool") and not tree.get("taskpool"):
         raise ConfigError("fetch: takes modelpool= or taskpool=, as in modelpool=clip-vit-base-patch32_TA8")
@@ -30,9 +30,14 @@ def command(words: Words = None, dry_run: DryRun = False, as_json: Json = False)
         print_json([{key: getattr(want, key) for key in keys} for want in wants])
     else:
         for want in wants:
-            print(f"{want.kind:9} {want.name:16} {want.repo:48} {megabytes(want.size):>12}, {megabytes(want.missing)} to get")
+            print(
+                f"{want.kind:9} {want.name:16} {want.repo:48} "
+                f"{megabytes(want.size):>12}, {megabytes(want.missing)} to get"
+            )
         missing = megabytes(sum(want.missing for want in wants))
-        print(f"{len(wants)} repositories, {missing} to download" if wants else "nothing to download: all paths are local")
+        print(
+            f"{len(wants)} repositories, {missing} to download" if wants else "nothing to download: all paths are local"
+        )
     if dry_run:
         return
 

@@ -34,7 +34,11 @@ def listing(what: What) -> list[dict[str, Any]]:
 
         tasks = all_tasks()
         return [
-            {"name": t.name, "about": f"{len(t.classes)} classes, {t.test_images} test images", "suites": list(t.suites)}
+            {
+                "name": t.name,
+                "about": f"{len(t.classes)} classes, {t.test_images} test images",
+                "suites": list(t.suites),
+            }
             for t in tasks
         ]
     found = presets(what.removesuffix("s"))

@@ -3,7 +3,21 @@
 import time
 
 from clipfuse.cli.options import (
-    Dtype, Json, Out, Overwrite, Seed, Verbose, Words, bar, megabytes, need, print_json, say, show_log, take, tree_of,
+    Dtype,
+    Json,
+    Out,
+    Overwrite,
+    Seed,
+    Verbose,
+    Words,
+    bar,
+    megabytes,
+    need,
+    print_json,
+    say,
+    show_log,
+    take,
+    tree_of,
 )  # fmt: skip
 from clipfuse.errors import ConfigError
 
@@ -17,7 +31,7 @@ def command(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Merge a pool into a Hugging Face folder: method= modelpool= --out DIR [key=value …]."""
+    """Merge a pool into a Hugging Face folder: method= modelpool= --out DIR."""
     show_log(verbose)
     tree = tree_of(words, {"out": out, "overwrite": overwrite, "dtype": dtype, "seed": seed})
     tree.pop("taskpool", None)
@@ -40,6 +54,8 @@ def command(
     seconds = time.perf_counter() - began
     written = sum(tensor.nbytes for tensor in merged.tensors.values())
     if as_json:
-        print_json({"out": str(tree["out"]), "seconds": round(seconds, 3), "bytes": written, "recipe": dict(merged.recipe)})
+        print_json(
+            {"out": str(tree["out"]), "seconds": round(seconds, 3), "bytes": written, "recipe": dict(merged.recipe)}
+        )
         return
     print(f"{chain.method.rule.name} of {len(pool)} experts → {tree['out']} ({megabytes(written)}, {seconds:.1f} s)")

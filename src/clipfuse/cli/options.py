@@ -16,7 +16,9 @@ from clipfuse.errors import ConfigError
 
 Words = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[FILE.yaml] [KEY=VALUE]...", help="A run's YAML file or preset, then method=, modelpool=, …"),
+    typer.Argument(
+        metavar="[FILE.yaml] [KEY=VALUE]...", help="A run's YAML file or preset, then method=, modelpool=, …"
+    ),
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps: for forward passes.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, float16, bfloat16: of the merged weights.")]

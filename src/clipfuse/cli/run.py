@@ -1,7 +1,22 @@
 """`clipfuse run`."""
 
 from clipfuse.cli.options import (
-    BatchSize, Device, Dtype, Json, Limit, Out, Overwrite, Seed, Verbose, Words, bar, need, print_json, say, show_log, tree_of,
+    BatchSize,
+    Device,
+    Dtype,
+    Json,
+    Limit,
+    Out,
+    Overwrite,
+    Seed,
+    Verbose,
+    Words,
+    bar,
+    need,
+    print_json,
+    say,
+    show_log,
+    tree_of,
 )  # fmt: skip
 
 
@@ -17,7 +32,7 @@ def command(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Merge, evaluate and report into one folder: method= modelpool= taskpool= [key=value …]."""
+    """Merge, evaluate and report into one folder: method= modelpool= taskpool=."""
     show_log(verbose)
     given = {"out": out, "overwrite": overwrite, "device": device, "dtype": dtype, "batch_size": batch_size}
     tree = tree_of(words, given | {"seed": seed, "limit": limit})

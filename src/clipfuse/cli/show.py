@@ -31,7 +31,10 @@ def command(
         if isinstance(value, list):
             print(f"{key}:")
             for member in value:
-                print("  " + (", ".join(f"{v}" for v in member.values() if v) if isinstance(member, dict) else str(member)))
+                print(
+                    "  "
+                    + (", ".join(f"{v}" for v in member.values() if v) if isinstance(member, dict) else str(member))
+                )
         else:
             print(f"{key}: {value}")
 
@@ -50,7 +53,12 @@ def show_method(name: str, bibtex: bool, as_json: bool) -> None:
     if bibtex:
         print(rule.paper.bibtex())
     elif as_json:
-        facts = {"name": name, "kind": rule.kind, "formula": rule.formula, "uses": list(rule.uses) if not callable(rule.uses) else None}
+        facts = {
+            "name": name,
+            "kind": rule.kind,
+            "formula": rule.formula,
+            "uses": list(rule.uses) if not callable(rule.uses) else None,
+        }
         print_json(facts | {"doc": inspect.getdoc(rule.function), "settings": settings, "bibtex": rule.paper.bibtex()})
     else:
         print(f"{rule.kind} {name}\n\n{inspect.getdoc(rule.function)}\n")
@@ -95,4 +103,8 @@ def task(name: str) -> dict[str, Any]:
     from clipfuse.run.bench import get_task
 
     found = get_task(name)
-    return {key: list(v) if isinstance(v, (tuple, list)) else v for key, v in found.model_dump().items() if v not in (None, ())}
+    return {
+        key: list(v) if isinstance(v, (tuple, list)) else v
+        for key, v in found.model_dump().items()
+        if v not in (None, ())
+    }

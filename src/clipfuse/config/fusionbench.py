@@ -48,7 +48,13 @@ TYPES: dict[tuple[str, str], str] = {
 POOL_IGNORED = ("_target_", "_recursive_", "_usage_", "_version_", "tta_datasets", "train_datasets", "processor")
 TASKPOOL_IGNORED = (
     *("_target_", "_recursive_", "name", "dataset_type", "batch_size", "num_workers", "dataloader_kwargs"),
-    *("fast_dev_run", "processor", "layer_wise_feature_save_path", "layer_wise_feature_first_token_only", "test_datasets"),
+    *(
+        "fast_dev_run",
+        "processor",
+        "layer_wise_feature_save_path",
+        "layer_wise_feature_first_token_only",
+        "test_datasets",
+    ),
 )
 
 
@@ -116,7 +122,7 @@ def translate_group(group: str, tree: Tree, ignored: tuple[str, ...], notes: lis
     """One group's tree without FusionBench's own keys; its `_target_` or type in our word."""
     tree = dict(tree)
     theirs = tree.get("_target_", tree.get("type"))
-    if (group, theirs) in TYPES:
+    if isinstance(theirs, str) and (group, theirs) in TYPES:
         tree["type"] = TYPES[group, theirs]
         notes.append(f"{group}: {theirs} is read as {tree['type']}")
         tree.pop("_target_", None)

@@ -58,7 +58,9 @@ def read_preprocess(folder: Path) -> Preprocess:
     try:
         tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise ModelError(f"{path}: no such file, or not JSON; a CLIP folder says there how images are prepared") from None
+        raise ModelError(
+            f"{path}: no such file, or not JSON; a CLIP folder says there how images are prepared"
+        ) from None
     size, crop = tree.get("size", 224), tree.get("crop_size", 224)
     size = size.get("shortest_edge") if isinstance(size, dict) else size
     crop = crop.get("height") if isinstance(crop, dict) else crop

@@ -89,7 +89,9 @@ def open_folder(task: Task, split: str) -> Split:
         files += [(path, label[folder.name]) for path in images]
     files.sort(key=lambda found: found[1])
     paths = [path for path, _ in files]
-    return Split(task.name, split, [number for _, number in files], lambda i: paths[i].read_bytes(), lambda i: str(paths[i]))
+    return Split(
+        task.name, split, [number for _, number in files], lambda i: paths[i].read_bytes(), lambda i: str(paths[i])
+    )
 
 
 def open_hub(task: Task, split: str) -> Split:
@@ -102,7 +104,9 @@ def open_hub(task: Task, split: str) -> Split:
         )
     except (OSError, ValueError, RuntimeError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise TaskError(f"{task.name}: {task.hub_dataset} cannot be opened ({first}); clipfuse fetch downloads it") from None
+        raise TaskError(
+            f"{task.name}: {task.hub_dataset} cannot be opened ({first}); clipfuse fetch downloads it"
+        ) from None
     for column in (task.image_column, task.label_column):
         if column not in table.column_names:
             raise TaskError(f"{task.name}: {task.hub_dataset}: " + unknown("column", column, table.column_names))

@@ -60,6 +60,8 @@ def sweep_candidates(sweep: Sweep, base: ClipBase, device: torch.device) -> Mapp
     """One candidate a value of λ; they share a working copy and so are free to be evaluated together."""
     copy = WorkingCopy(sweep, base, device)
     return {
-        value: Candidate(f"{sweep.prepared.chain.method.rule.name} λ={value:g}", lambda v=value: SweepEncoder(copy, v), 0)
+        value: Candidate(
+            f"{sweep.prepared.chain.method.rule.name} λ={value:g}", lambda v=value: SweepEncoder(copy, v), 0
+        )
         for value in sweep.values
     }

@@ -11,6 +11,13 @@ from clipfuse.fusion.slerp import slerp  # two models on the sphere
 from clipfuse.fusion.ties import ties_merging  # trim, elect, merge
 
 __all__ = [
-    *("simple_average", "weighted_average", "task_arithmetic", "ties_merging", "magmax", "slerp"),
-    *("dare", "lines", "expo"),
+    "dare",
+    "expo",
+    "lines",
+    "magmax",
+    "simple_average",
+    "slerp",
+    "task_arithmetic",
+    "ties_merging",
+    "weighted_average",
 ]

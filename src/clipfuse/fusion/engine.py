@@ -16,7 +16,7 @@ from clipfuse.checkpoints.safetensors_file import TensorSpec
 from clipfuse.errors import ConfigError, PoolError
 from clipfuse.fusion.registry import Chain, Step
 from clipfuse.pool import Leaf, ModelPool, PoolView
-from clipfuse.pool.view import GRAINS, Progress, available_cores
+from clipfuse.pool.view import Grain, Progress, available_cores, coarsest
 
 
 class Sink(Protocol):
@@ -79,13 +79,13 @@ def prepare(chain: Chain, pool: ModelPool, threads: int | None = None, progress:
     raw = PoolView(pool, seed=chain.seed, threads=threads or available_cores(), progress=progress)
     states: list[Any] = []
     edits: list[Callable[[Leaf], Tensor]] = []
-    grain = "element"
+    grain: Grain = "element"
     for step in chain.steps:
         sees = raw if step.rule.kind == "finish" else raw.through(edits, grain)
         states.append(step.rule.prepare(sees, step.cfg) if step.rule.prepare else None)
         if step.rule.kind == "edit":
             edits.append(partial(call, step, states[-1]))
-            grain = max(grain, step.rule.grain, key=GRAINS.index)
+            grain = coarsest(grain, step.rule.grain)
     return Prepared(chain, raw.through(edits, grain), tuple(states))
 
 
@@ -99,7 +99,9 @@ def merged_leaf(prepared: Prepared, leaf: Leaf) -> Tensor:
     chain, edited = prepared.chain, prepared.view.edited(leaf)
     merged = call(chain.method, prepared.states[len(chain.edits)], edited)
     if merged.numel() != leaf.numel:
-        raise ConfigError(f"{chain.method.rule.name}: gave {tuple(merged.shape)} for {leaf.name}, {leaf.numel} elements")
+        raise ConfigError(
+            f"{chain.method.rule.name}: gave {tuple(merged.shape)} for {leaf.name}, {leaf.numel} elements"
+        )
     return merged
 
 
@@ -149,7 +151,9 @@ def run_scaled(
     """What is left of a merge for one value of λ; the same bits as `run` with that value."""
 
     def work(leaf: Leaf) -> None:
-        merged = unscaled[leaf.name].reshape(-1)[leaf.start : leaf.start + leaf.numel].view(leaf.stored_experts[0].shape)
+        merged = (
+            unscaled[leaf.name].reshape(-1)[leaf.start : leaf.start + leaf.numel].view(leaf.stored_experts[0].shape)
+        )
         final = finished_leaf(prepared, leaf, merged, factor)
         sink.write(leaf.name, final.to(specs[leaf.name].dtype), leaf.start)
 

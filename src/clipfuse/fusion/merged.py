@@ -41,7 +41,7 @@ class Merged:
         return {hub_name(name): tensor for name, tensor in self.tensors.items()}
 
     def load_model(self, dtype: "torch.dtype | None" = None) -> "CLIPVisionModel":
-        """A transformers `CLIPVisionModel`, float32 unless `dtype` says otherwise. Raises ModelError without a geometry."""
+        """A transformers `CLIPVisionModel`, float32 unless `dtype` is given. Raises ModelError without a geometry."""
         from clipfuse.models.build import build_vision_model
 
         return build_vision_model(self.tensors, self.known_geometry, dtype)

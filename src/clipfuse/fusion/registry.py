@@ -7,7 +7,7 @@ from typing import Any, Literal, get_type_hints
 
 from clipfuse.config import Config, parse
 from clipfuse.errors import ConfigError, unknown
-from clipfuse.pool.view import GRAINS, Grain
+from clipfuse.pool.view import Grain, coarsest
 
 Uses = Literal["train_images", "train_labels", "val_images", "val_labels", "test_images"]
 Returns = Literal["delta", "weights"]
@@ -82,7 +82,9 @@ FINISHES: dict[str, Rule] = {}
 TABLES: dict[str, dict[str, Rule]] = {"method": METHODS, "edit": EDITS, "finish": FINISHES}
 
 
-def register(kind: Literal["method", "edit", "finish"], **facts: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def register(
+    kind: Literal["method", "edit", "finish"], **facts: Any
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
         name = function.__name__
         if name in TABLES[kind]:
@@ -156,7 +158,7 @@ class Chain:
     @property
     def grain(self) -> Grain:
         """The coarsest grain of its steps."""
-        return max((step.rule.grain for step in self.steps), key=GRAINS.index)
+        return coarsest(*(step.rule.grain for step in self.steps))
 
     @property
     def needs_base(self) -> bool:
@@ -221,7 +223,9 @@ def configure(
         tree["scaling_factor"] = factors[0]
     for name, part in (("edits", edits), ("finishes", finishes)):
         if isinstance(part, (str, Mapping)) or not isinstance(part, Sequence):
-            raise ConfigError(f"{name}: takes a list, as in {name}=[{next(iter(EDITS if name == 'edits' else FINISHES))}]")
+            raise ConfigError(
+                f"{name}: takes a list, as in {name}=[{next(iter(EDITS if name == 'edits' else FINISHES))}]"
+            )
     chosen = step("method", tree, "method")
     chain = Chain(
         chosen,

@@ -65,8 +65,8 @@ class VisionEncoder:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "VisionEncoder":
         """Move the tower (in place) and return the encoder."""
-        self.vision.to(device=device, dtype=dtype)
-        self.projection = self.projection.to(device=device)
+        torch.nn.Module.to(self.vision, device, dtype)
+        self.projection = self.projection.to(device)
         return self
 
     @torch.no_grad()
@@ -107,15 +107,15 @@ class ClipBase:
     @property
     def logit_scale(self) -> float:
         """exp(logit_scale): the factor from cosines to logits."""
-        return float(self.clip.logit_scale.exp())
+        return float(self.clip.logit_scale.detach().exp())
 
     @torch.no_grad()
     def text_features(self, prompts: Sequence[str]) -> Float[Tensor, "prompt embed"]:
         """Text embeddings in the shared space, unit length."""
-        length = self.clip.config.text_config.max_position_embeddings
+        length = self.clip.text_model.embeddings.position_embedding.num_embeddings
         tokens = self.tokenizer(list(prompts), padding=True, truncation=True, max_length=length, return_tensors="pt")
-        found = self.clip.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
-        return torch.nn.functional.normalize(getattr(found, "pooler_output", found).float(), dim=-1)
+        found: Any = self.clip.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        return torch.nn.functional.normalize(getattr(found, "pooler_output", found).float(), dim=-1)  # a tensor in 4.x
 
 
 def open_base(ref: str) -> ClipBase:

@@ -45,7 +45,9 @@ class PoolConfig(Config):
     def from_mapping(cls, models: Any) -> Any:
         if not isinstance(models, Mapping):
             return models
-        paths = {n: m.get("pretrained_model_name_or_path", m) if isinstance(m, Mapping) else m for n, m in models.items()}
+        paths = {
+            n: m.get("pretrained_model_name_or_path", m) if isinstance(m, Mapping) else m for n, m in models.items()
+        }
         return [{"name": name, "path": path} for name, path in paths.items()]
 
     @model_validator(mode="after")
@@ -139,7 +141,9 @@ class HuggingFaceClipVisionPool:
         lead = geometries[PRETRAINED if base else names[0]]
         pool = ModelPool(base, checkpoints, lead, [self.describe(name) for name in names])
         for name, found in geometries.items():
-            if different := [k for k in ("num_attention_heads", "patch_size", "image_size") if vars(found)[k] != vars(lead)[k]]:
+            if different := [
+                k for k in ("num_attention_heads", "patch_size", "image_size") if vars(found)[k] != vars(lead)[k]
+            ]:
                 key = different[0]
                 raise PoolError(f"{name}: another geometry: {key} is {vars(found)[key]}, the pool's {vars(lead)[key]}")
             if found.hidden_act != lead.hidden_act:

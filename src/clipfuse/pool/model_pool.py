@@ -65,7 +65,11 @@ class ModelPool:
     def mixed_dtypes(self) -> list[str]:
         models = ([(PRETRAINED, self.base)] if self.base else []) + list(self.experts.items())
         dtypes = {name: str(common_dtype(model)).removeprefix("torch.") for name, model in models}
-        found = [f"mixed dtypes: {', '.join(f'{n} {d}' for n, d in dtypes.items())}"] if len(set(dtypes.values())) > 1 else []
+        found = (
+            [f"mixed dtypes: {', '.join(f'{n} {d}' for n, d in dtypes.items())}"]
+            if len(set(dtypes.values())) > 1
+            else []
+        )
         if "bfloat16" in dtypes.values():
             found.append("bfloat16 storage costs about 15 % of a task vector (float16 2 %)")
         return found

@@ -77,7 +77,7 @@ class PoolView:
 
     def map_raw(self, function: Callable[[Leaf], T], grain: Grain = "element", head: int = SLICE) -> Iterator[T]:
         """`function` of every leaf before the edits, in the order of the slices; few results wait to be taken."""
-        places = list(slices(self.specs, max(grain, self.grain, key=GRAINS.index), head))
+        places = list(slices(self.specs, coarsest(grain, self.grain), head))
         work = Work(self, function, Counter(name for name, _, _ in places))
         with one_torch_thread():
             pool = ThreadPoolExecutor(self.threads, thread_name_prefix="clipfuse")
@@ -117,6 +117,11 @@ class Work(Generic[T]):
                 size = leaf.numel * pool.specs[name].dtype.itemsize
                 self.view.progress(size * len(pool.checkpoints))
         return result
+
+
+def coarsest(*grains: Grain) -> Grain:
+    """The coarsest of some grains."""
+    return GRAINS[max(map(GRAINS.index, grains))]
 
 
 def slices(specs: dict[str, TensorSpec], grain: Grain, head: int = SLICE) -> Iterator[tuple[str, int, int | None]]:

@@ -33,7 +33,9 @@ class Table:
         for row in self.rows:
             table.add_row(*row)
         console = Console(highlight=False)
-        if console.width < (needed := sum(max(map(len, column)) + 2 for column in zip(self.header, *self.rows, strict=True))):
+        if console.width < (
+            needed := sum(max(map(len, column)) + 2 for column in zip(self.header, *self.rows, strict=True))
+        ):
             console = Console(width=needed, highlight=False)
         console.print(table)
         for note in self.notes:
@@ -79,11 +81,15 @@ def notes(records: Sequence[Record]) -> list[str]:
     """What a reader must know: which images, how many, and what the tiny suite is."""
     splits = sorted({record.split for record in records})
     sizes = ", ".join(dict.fromkeys(f"{record.task} {record.n}" for record in records))
-    found = [f"Top-1 accuracy in per cent on {', '.join(splits)} images ({sizes}); ± is half of a 95 % interval of the average."]
+    found = [
+        f"Top-1 accuracy in per cent on {', '.join(splits)} images ({sizes}); ± is half of the average's 95 % interval."
+    ]
     if any(record.normalised is not None for record in records):
         found.append("norm.: mean over tasks of accuracy ÷ that of the task's own expert, in per cent.")
     if any(record.limit is not None for record in records):
         found.append("With --limit only a seeded choice of the images is scored.")
     if any(record.task.startswith("tiny-") for record in records):
-        found.append("Tiny suite: a small CLIP on small generated tasks; its figures say nothing about real CLIP models.")
+        found.append(
+            "Tiny suite: a small CLIP on small generated tasks; its figures say nothing about real CLIP models."
+        )
     return found

@@ -202,9 +202,7 @@ def expert_encoder(pool: HuggingFaceClipVisionPool, bench: Bench, name: str) -> 
 def with_normalised(records: Sequence[Record]) -> list[Record]:
     """Records with accuracy ÷ that of the task's own expert, where the same images were scored with it."""
     own = {r.task: r.accuracy for r in records if r.role == "expert" and fold(r.model) == fold(r.task)}
-    return [
-        r.model_copy(update={"normalised": r.accuracy / own[r.task]}) if own.get(r.task) else r for r in records
-    ]
+    return [r.model_copy(update={"normalised": r.accuracy / own[r.task]}) if own.get(r.task) else r for r in records]
 
 
 def save_predictions(folder: Path, scores: Sequence[Score]) -> None:

@@ -77,7 +77,7 @@ def task_want(task: Task) -> Want:
 
 
 def fetch(wants: Sequence[Want], told: Callable[[Want], None]) -> None:
-    """Download in order; `told` after each. What was downloaded before an error stays. Raises LocateError, TaskError."""
+    """Download in order, `told` after each; what came before an error stays. Raises LocateError, TaskError."""
     for want in wants:
         try:
             want.get()

@@ -68,7 +68,9 @@ def chain_of(config: RunConfig) -> Chain:
     chain = configure(config.method, config.edits, config.finishes, config.seed)
     if chain.scaling_factors and config.select is None:
         count = len(chain.scaling_factors)
-        raise ConfigError(f"method.scaling_factor: has {count} values; choose among them on the val split with select=val")
+        raise ConfigError(
+            f"method.scaling_factor: has {count} values; choose among them on the val split with select=val"
+        )
     return chain
 
 
