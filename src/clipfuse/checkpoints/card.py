@@ -39,7 +39,7 @@ def model_card(recipe: Mapping[str, Any]) -> str:
             "",
             f"# CLIP vision encoder merged by {edits}{method}{finishes}",
             "",
-            f"{len(experts)} experts ({', '.join(experts)}) fused into one vision encoder by clipfuse {recipe['clipfuse']}.",
+            f"{len(experts)} experts ({', '.join(experts)}) fused into one by clipfuse {recipe['clipfuse']}.",
             "The text encoder, the projections and logit_scale are the base's, unchanged, and not in this folder.",
             f"Data seen by the method: {', '.join(recipe['uses']) or 'none'}.",
             "",

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,12 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 """Where a Hugging Face folder keeps its weights, in order of preference."""
 
 
+@runtime_checkable
 class Store(Protocol):
     """Where tensors come from."""
 
-    specs: Mapping[str, TensorSpec]
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]: ...
 
     def read(self, name: str) -> Tensor: ...
 
@@ -89,7 +91,7 @@ def from_memory(weights: nn.Module | Mapping[str, Any], source: str) -> Checkpoi
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             raise CheckpointError(f"{source}: {name!r} is a {type(value).__name__}; a state dict holds tensors")
-    store = MemoryStore({name: value.detach() for name, value in tensors.items()})
+    store: Store = MemoryStore({name: value.detach() for name, value in tensors.items()})
     return Checkpoint({name: (store, stored) for name, stored in canonical_names(tensors, source).items()}, source)
 
 
@@ -106,7 +108,7 @@ def open_checkpoint(folder: Path, source: str) -> Checkpoint:
         files = shards(path) if path.name.endswith(".index.json") else {path: None}
         places: dict[str, tuple[Store, str]] = {}
         for file, expected in files.items():
-            store = SafetensorsFile(file) if file.suffix == ".safetensors" else TorchFile(file)
+            store: Store = SafetensorsFile(file) if file.suffix == ".safetensors" else TorchFile(file)
             if missing := [name for name in expected or () if name not in store.specs]:
                 raise CheckpointError(f"{file}: lacks {missing[0]!r}, which {path.name} says is in it")
             places |= {name: (store, name) for name in expected or store.specs}

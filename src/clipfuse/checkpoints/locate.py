@@ -6,14 +6,15 @@ hub id is met.
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from clipfuse.checkpoints.checkpoint import WEIGHTS
-from clipfuse.errors import LocateError
+from clipfuse.checkpoints.writer import write_text
+from clipfuse.errors import LocateError, OutputError
 
 HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?)(@(?P<revision>[\w./-]+))?")
 PACKAGE = "pkg://"
@@ -91,7 +92,7 @@ def locate(ref: str, needs: Sequence[str] = VISION) -> Located:
         if cached := in_cache(hub, needs):
             return Located(ref, cached, cached.name)
         wanted = ", ".join([needs[0], WEIGHTS[0]])
-        raise LocateError(f"{ref}: {error} and {wanted} are not in the cache") from None
+        raise OutOfReachError(f"{error} and {wanted} are not in the cache") from None
     return Located(ref, download(hub, commit, files), commit)
 
 
@@ -125,7 +126,21 @@ def download(hub: HubRef, commit: str, files: Sequence[RemoteFile]) -> Path:
 
     with hub_errors(hub):
         paths = [Path(hf_hub_download(hub.repo, file.name, revision=commit)) for file in files]
+    remember(paths[0].parent, hub.revision or "main")
     return paths[0].parent
+
+
+def remember(snapshot: Path, revision: str) -> None:
+    """Note in the hub's cache which commit a branch or tag means: offline, that is the only way to its files.
+
+    The hub's own client does so too, but not where it is asked for a commit.
+    """
+    note = snapshot.parents[1] / "refs" / revision
+    if revision == snapshot.name or (note.is_file() and note.read_text() == snapshot.name):
+        return
+    with suppress(OSError, OutputError):  # a cache that may only be read is of use all the same
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_text(note, snapshot.name)
 
 
 def in_cache(hub: HubRef, needs: Sequence[str]) -> Path | None:
@@ -179,12 +194,13 @@ def hub_errors(hub: HubRef) -> Iterator[None]:
     except errors.HFValidationError:
         raise LocateError(f"{hub.repo}: is neither a path here nor a hub id (org/name or org/name@revision)") from None
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError):
-        raise OutOfReachError("offline (HF_HUB_OFFLINE is set)" if offline() else "the hub cannot be reached") from None
+        why = "offline (HF_HUB_OFFLINE is set)" if offline() else "the hub cannot be reached"
+        raise OutOfReachError(f"{hub.repo}{at}: {why}") from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no answer"
-        raise OutOfReachError(f"the hub answers with an error ({status})") from None
+        raise OutOfReachError(f"{hub.repo}{at}: the hub answers with an error ({status})") from None
     except (httpx.HTTPError, ConnectionError, TimeoutError):
-        raise OutOfReachError("the hub cannot be reached") from None
+        raise OutOfReachError(f"{hub.repo}{at}: the hub cannot be reached") from None
 
 
 def offline() -> bool:

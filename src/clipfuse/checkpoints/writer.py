@@ -115,10 +115,10 @@ def new_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     check_output(folder, overwrite)
     folder = folder.absolute()
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    with write_errors(folder):
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
     try:
+        with write_errors(folder):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
         yield temporary
         with write_errors(folder):
             if folder.is_dir() and any(folder.iterdir()):

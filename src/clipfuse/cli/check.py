@@ -24,7 +24,8 @@ def command(
         print_json(asdict(plan))
         return
     print(
-        f"{plan.method} of {len(plan.experts)} experts ({', '.join(plan.experts)}), {'with' if plan.base else 'no'} base"
+        f"{plan.method} of {len(plan.experts)} experts ({', '.join(plan.experts)}), "
+        f"{'with' if plan.base else 'without'} a base"
     )
     print(f"{plan.tensors} tensors, {plan.parameters:,} parameters, {plan.passes} passes over the pool")
     print(

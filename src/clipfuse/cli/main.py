@@ -11,6 +11,8 @@ from clipfuse.cli import check, evaluate, fetch, ls, merge, quickstart, run, sho
 from clipfuse.errors import ClipfuseError
 from clipfuse.version import __version__
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     help="Fuse CLIP-ViT models for open-vocabulary image classification, and measure what came out.",
     no_args_is_help=True,
@@ -39,6 +41,8 @@ def main() -> None:
     """Run the command line; leave with 0, with 2 for what a user caused, with 130 for ^C."""
     try:
         status = app(standalone_mode=False)
+        if status == INTERRUPTED:  # typer turns ^C into this status
+            raise KeyboardInterrupt
         sys.exit(status if isinstance(status, int) else 0)
     except ClipfuseError as error:
         sys.exit(fail(str(error), 2))
@@ -46,7 +50,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        sys.exit(fail("interrupted; nothing was left half-written", 130))
+        sys.exit(fail("interrupted; nothing was left half-written", INTERRUPTED))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -3,6 +3,6 @@
 from clipfuse.config.overrides import apply_overrides
 from clipfuse.config.presets import load_preset, presets
 from clipfuse.config.read import read_yaml
-from clipfuse.config.schema import Config, parse
+from clipfuse.config.schema import Config, EmptyConfig, parse
 
-__all__ = ["Config", "apply_overrides", "load_preset", "parse", "presets", "read_yaml"]
+__all__ = ["Config", "EmptyConfig", "apply_overrides", "load_preset", "parse", "presets", "read_yaml"]

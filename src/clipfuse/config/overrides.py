@@ -1,6 +1,7 @@
 """The command line's words (Hydra's grammar) laid over a tree: `method=ties_merging modelpool.models.sun397.path=…`."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 from clipfuse.config.fusionbench import preset_name
@@ -42,64 +43,70 @@ def choose(group: str, value: Any) -> Any:
 
 
 def lay_over(tree: Tree, words: Sequence[str]) -> Tree:
+    """Assign or remove (`~key`) single keys, in order, in a copy of the tree."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Sweep
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
-    def plain_value(override: Override) -> Any:
-        value = override.value()
-        if isinstance(value, ChoiceSweep):
-            return [member for member in value.list]
-        if isinstance(value, (Sweep, Glob)):
-            return [float(member) for member in override.sweep_string_iterator()]
-        return value
-
-    cfg = OmegaConf.create(tree)
+    tree = deepcopy(tree)
     for word in words:
         try:
             override = OverridesParser.create().parse_overrides([word])[0]
-            keys = by_index(tree, override.key_or_group.split("."))
+            parent, key = find_parent(tree, override.key_or_group.split("."))
             if override.is_delete():
-                remove(cfg, keys, word)
-                continue
-            OmegaConf.update(cfg, ".".join(keys), plain_value(override), merge=True, force_add=True)
-        except (HydraException, OmegaConfBaseException, ValueError, IndexError, TypeError, AssertionError) as error:
-            raise ConfigError(f"{word!r}: {(str(error).splitlines() or ['cannot be applied'])[0]}") from None
-    plain = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+                del parent[key]
+            else:
+                parent[key] = plain_value(override)
+        except (HydraException, ValueError) as error:
+            raise ConfigError(f"{word!r}: {(str(error).splitlines() or ['is not key=value'])[0]}") from None
+        except KeyError as error:
+            raise ConfigError(f"{word!r}: there is no {error.args[0]!r} to remove") from None
+        except ConfigError as error:
+            raise ConfigError(f"{word!r}: {error}") from None
+    return tree
 
 
-def remove(cfg: Any, keys: list[str], word: str) -> None:
-    from omegaconf import OmegaConf
+def plain_value(override: Any) -> Any:
+    """The value of one of Hydra's overrides; `0.1,0.2` and `range(…)` become lists."""
+    from hydra.core.override_parser.types import ChoiceSweep, Glob, Sweep
 
-    parent = OmegaConf.select(cfg, ".".join(keys[:-1])) if keys[:-1] else cfg
-    last = int(keys[-1]) if keys[-1].isdigit() and not OmegaConf.is_dict(parent) else keys[-1]
-    if parent is None or (OmegaConf.is_dict(parent) and last not in parent):
-        raise ConfigError(f"{word!r}: there is no {'.'.join(keys)} to remove")
-    del parent[last]
+    value = override.value()
+    if isinstance(value, ChoiceSweep):
+        return list(value.list)
+    return [float(member) for member in override.sweep_string_iterator()] if isinstance(value, (Sweep, Glob)) else value
 
 
-def by_index(tree: Any, keys: list[str]) -> list[str]:
-    """Replace names of list members by their index: `modelpool.models.sun397.path` → `modelpool.models.1.path`.
+def find_parent(tree: Any, keys: list[str]) -> tuple[Any, Any]:
+    """What holds the last key, and that key: an index where it is a list. Absent mappings on the way are made.
+
+    Members of lists go by index or by name: `modelpool.models.sun397.path` is `modelpool.models.1.path`, and a member
+    that is a mere name becomes `{name: …}` when one of its keys is assigned.
 
     Raises:
-        ConfigError: a name that no member of the list carries, or an index past its end.
+        ConfigError: a name that no member carries, an index past the end, or a key inside a plain value.
     """
-    found: list[str] = []
-    for key in keys:
+    for depth, word in enumerate(keys):
+        place = ".".join(keys[:depth])
+        key: Any = word
         if isinstance(tree, list):
-            names = [member.get("name") if isinstance(member, dict) else member for member in tree]
-            if not key.lstrip("-").isdigit():
-                if key not in names:
-                    raise ConfigError(f"{'.'.join(found)}: " + unknown("name", key, [str(n) for n in names if n]))
-                key = str(names.index(key))
-            elif int(key) >= len(tree):
-                raise ConfigError(f"{'.'.join(found)}: has {len(tree)} members; there is no number {key}")
-            tree = tree[int(key)]
-        else:
-            tree = tree.get(key) if isinstance(tree, dict) else None
-        found.append(key)
-    return found
+            key = member_index(tree, word, place)
+        elif not isinstance(tree, dict):
+            raise ConfigError(f"{place} is {tree!r} and has no keys")
+        if depth == len(keys) - 1:
+            return tree, key
+        if isinstance(tree, list) and isinstance(tree[key], str):
+            tree[key] = {"name": tree[key]}
+        elif isinstance(tree, dict) and tree.get(key) is None:
+            tree[key] = {}
+        tree = tree[key]
+    raise ConfigError("takes key=value")
+
+
+def member_index(members: list[Any], word: str, place: str) -> int:
+    if word.isdigit():
+        if int(word) >= len(members):
+            raise ConfigError(f"{place} has {len(members)} members; there is no number {word}")
+        return int(word)
+    names = [str(member.get("name")) if isinstance(member, dict) else str(member) for member in members]
+    if word not in names:
+        raise ConfigError(f"{place}: " + unknown("name", word, names))
+    return names.index(word)

@@ -1,7 +1,7 @@
 """Strict, frozen configuration models, and pydantic's findings told in one line."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -41,15 +41,23 @@ def finding(model: type[Config], where: str, found: Mapping[str, Any]) -> str:
         )
     if found["type"] == "missing":
         return f"{place}: is required"
+    if found["type"] == "sequence_str":
+        return f"{place}: takes a list, as in {keys[-1] if keys else where}=[{found['input']}]"
     message = found["msg"].removeprefix("Value error, ")
     return f"{place}: {message[:1].lower()}{message[1:]} (found {found['input']!r:.80})"
 
 
 def fields_at(model: type[Config], keys: list[str]) -> list[str]:
-    """Names of the fields of the model that `keys` lead to, as far as plain nesting goes."""
+    """Names of the fields of the model that `keys` lead to, through nesting and lists."""
     for key in keys:
         field = model.model_fields.get(key)
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, Config)):
+        if field is not None:
+            inside = (field.annotation, *get_args(field.annotation))
+            model = next((kind for kind in inside if isinstance(kind, type) and issubclass(kind, Config)), EmptyConfig)
+        elif not key.isdigit():
             return []
-        model = field.annotation
     return list(model.model_fields)
+
+
+class EmptyConfig(Config):
+    """No settings."""

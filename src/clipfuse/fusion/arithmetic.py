@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from clipfuse.config import Config
+from clipfuse.config import Config, EmptyConfig
 from clipfuse.errors import ConfigError, unknown
-from clipfuse.fusion.registry import DeltaConfig, EmptyConfig, Paper, method
+from clipfuse.fusion.registry import DeltaConfig, Paper, method
 from clipfuse.pool import Leaf, PoolView
 from clipfuse.shapes import Float
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from clipfuse.pool import Leaf, ModelPool, PoolView
 from clipfuse.pool.view import Grain, Progress, available_cores, coarsest
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Where results go; slices come in any order and from any thread."""
 

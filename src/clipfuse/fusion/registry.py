@@ -20,10 +20,6 @@ class DeltaConfig(Config):
     """λ in θ0 + λΔ, dimensionless; applied by the engine."""
 
 
-class EmptyConfig(Config):
-    """No settings."""
-
-
 @dataclass(frozen=True)
 class Paper:
     """Where a rule was published."""
@@ -158,7 +154,8 @@ class Chain:
     @property
     def grain(self) -> Grain:
         """The coarsest grain of its steps."""
-        return coarsest(*(step.rule.grain for step in self.steps))
+        grains: list[Grain] = [step.rule.grain for step in self.steps]
+        return coarsest(*grains)
 
     @property
     def needs_base(self) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ KNOWN_BASES: dict[tuple[int, int, int, int], str] = {
 """(width, layers, patch, image size) → the one base that the field fine-tunes at that geometry."""
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """What evaluation needs of a model."""
 

@@ -4,16 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import field_validator, model_validator
+from typing import TYPE_CHECKING, Any
 
 from clipfuse.checkpoints.checkpoint import open_checkpoint
 from clipfuse.checkpoints.geometry import Geometry, read_geometry
 from clipfuse.checkpoints.hashes import known_hash
 from clipfuse.checkpoints.locate import CLIP, VISION, Located, OutOfReachError, hub_ref, locate
-from clipfuse.config import Config, load_preset, parse
+from clipfuse.config import load_preset, parse
 from clipfuse.errors import LocateError, PoolError, unknown
+from clipfuse.pool.config import Member, PoolConfig
 from clipfuse.pool.leaf import Leaf
 from clipfuse.pool.model_pool import PRETRAINED, ModelPool, is_special
 from clipfuse.pool.task_vector import TaskVector
@@ -21,41 +20,6 @@ from clipfuse.pool.task_vector import TaskVector
 if TYPE_CHECKING:
     import torch
     from transformers import CLIPImageProcessor, CLIPModel, CLIPVisionModel
-
-
-class Member(Config):
-    """One model of a pool."""
-
-    name: str
-    """What it is called; names that begin and end with `_` are special, `_pretrained_` is the base."""
-    path: str
-    """A folder or weights file of this machine, or a hub id: `org/name`, `org/name@revision`."""
-
-
-class PoolConfig(Config):
-    """The YAML of a pool."""
-
-    type: Literal["huggingface_clip_vision"] = "huggingface_clip_vision"
-    """The kind of pool."""
-    models: Sequence[Member]
-    """The models, in order; also accepted as a mapping name → path."""
-
-    @field_validator("models", mode="before")
-    @classmethod
-    def from_mapping(cls, models: Any) -> Any:
-        if not isinstance(models, Mapping):
-            return models
-        paths = {
-            n: m.get("pretrained_model_name_or_path", m) if isinstance(m, Mapping) else m for n, m in models.items()
-        }
-        return [{"name": name, "path": path} for name, path in paths.items()]
-
-    @model_validator(mode="after")
-    def names_are_unique(self) -> "PoolConfig":
-        names = [member.name for member in self.models]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"models: the name {min(twice)!r} stands twice")
-        return self
 
 
 class HuggingFaceClipVisionPool:
@@ -245,9 +209,8 @@ def locate_all(paths: Mapping[str, str], needs: Sequence[str] = VISION) -> dict[
     first = next((error for error in failed.values() if not isinstance(error, OutOfReachError)), None)
     if first is not None:
         raise first
-    files = "config.json and weights"
     names = ", ".join(f"{name} ({paths[name]})" for name in list(failed)[:3]) + (" …" if len(failed) > 3 else "")
     raise OutOfReachError(
-        f"the hub is offline or cannot be reached, and {files} of {len(failed)} models are not in its cache: {names}; "
+        f"{next(iter(failed.values()))}; {len(failed)} of {len(paths)} models are missing: {names}; "
         "with a connection, run: clipfuse fetch modelpool=NAME_OR_FILE"
     )

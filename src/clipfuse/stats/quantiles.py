@@ -30,7 +30,7 @@ def kth_magnitudes(view: PoolView, keep: float) -> Float[Tensor, "task"]:
     rank = size - int(keep * size)  # counted from 1
     if rank < 1:
         return torch.zeros(len(view.tasks))
-    low, high = first_window(view, rank / size)
+    low, high = narrower(view, rank, *first_window(view, rank / size))
     while any(h - w > 1 for w, h in zip(low, high, strict=True)):
         low, high = narrower(view, rank, low, high)
     return torch.tensor(low, dtype=torch.int32).view(torch.float32)
@@ -59,7 +59,7 @@ def narrower(view: PoolView, rank: int, low: list[int], high: list[int]) -> tupl
     def count(leaf: Leaf) -> tuple[list[int], list[npt.NDArray[np.int32]]]:
         under, inside = [], []
         for row, w, h, shift in zip(magnitude_bits(leaf), low, high, shifts, strict=True):
-            under.append(np.count_nonzero(row < w))
+            under.append(int(np.count_nonzero(row < w)))
             row -= np.int32(w)
             inside.append(row[np.flatnonzero(row.view(np.uint32) < h - w)] >> shift)
         return under, inside

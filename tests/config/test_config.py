@@ -1,0 +1,203 @@
+"""YAML, presets, overrides and FusionBench's words."""
+
+from pathlib import Path
+
+import pytest
+
+from clipfuse.config import apply_overrides, load_preset, presets, read_yaml
+from clipfuse.config.fusionbench import translate
+from clipfuse.config.read import parse_yaml
+from clipfuse.errors import ClipfuseError, ConfigError
+from clipfuse.pool import HuggingFaceClipVisionPool
+
+TA8 = """type: huggingface_clip_vision
+models:
+  - name: _pretrained_
+    path: openai/clip-vit-base-patch32
+  - name: sun397
+    path: tanganke/clip-vit-base-patch32_sun397
+  - name: stanford_cars
+    path: tanganke/clip-vit-base-patch32_stanford-cars
+  - name: resisc45
+    path: tanganke/clip-vit-base-patch32_resisc45
+  - name: eurosat
+    path: tanganke/clip-vit-base-patch32_eurosat
+  - name: svhn
+    path: tanganke/clip-vit-base-patch32_svhn
+  - name: gtsrb
+    path: tanganke/clip-vit-base-patch32_gtsrb
+  - name: mnist
+    path: tanganke/clip-vit-base-patch32_mnist
+  - name: dtd
+    path: tanganke/clip-vit-base-patch32_dtd
+"""
+
+
+def test_the_field_pool_ships_byte_for_byte():
+    assert presets("modelpool")["clip-vit-base-patch32_TA8"].read_text() == TA8
+
+
+@pytest.mark.parametrize("arch", ["base-patch16", "large-patch14"])
+def test_the_other_architectures_are_the_same_file(arch: str):
+    assert presets("modelpool")[f"clip-vit-{arch}_TA8"].read_text() == TA8.replace("base-patch32", arch)
+
+
+def test_the_field_pool_loads_from_any_path_and_from_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shipped = HuggingFaceClipVisionPool.from_yaml("clip-vit-base-patch32_TA8").config
+    assert len(shipped.models) == 9
+    (tmp_path / "any.yaml").write_text(TA8)
+    assert HuggingFaceClipVisionPool.from_yaml(tmp_path / "any.yaml").config == shipped
+    (tmp_path / "config/modelpool").mkdir(parents=True)
+    (tmp_path / "config/modelpool/mine.yaml").write_text(TA8)
+    monkeypatch.chdir(tmp_path)
+    assert HuggingFaceClipVisionPool.from_yaml("mine").config == shipped
+    assert apply_overrides({}, ["modelpool=mine"])["modelpool"] == read_yaml(tmp_path / "any.yaml")
+
+
+@pytest.mark.parametrize("name", [name for group in ("modelpool", "taskpool") for name in presets(group)])
+def test_every_preset_is_read(name: str):
+    group = "modelpool" if name in presets("modelpool") else "taskpool"
+    assert load_preset(group, name)["type"] in ("huggingface_clip_vision", "clip_vit_classification")
+
+
+def overridden(*words: str) -> dict:
+    return apply_overrides({}, ["modelpool=clip-vit-base-patch32_TA8", "method=task_arithmetic", *words])
+
+
+def test_overrides_by_index_and_by_name():
+    tree = overridden("modelpool.models.0.path=./a", "modelpool.models.sun397.path=./b", "method.scaling_factor=1e-1")
+    assert tree["modelpool"]["models"][0] == {"name": "_pretrained_", "path": "./a"}
+    assert tree["modelpool"]["models"][1] == {"name": "sun397", "path": "./b"}
+    assert tree["method"] == {"name": "task_arithmetic", "scaling_factor": 0.1}
+
+
+def test_override_order_removal_and_lists():
+    tree = overridden("method.scaling_factor=0.1,0.2", "seed=3", "edits=[dare]", "edits.dare=null", "~seed")
+    assert tree["method"]["scaling_factor"] == [0.1, 0.2]
+    assert "seed" not in tree
+    assert overridden("method.weights={sun397: 1.0}")["method"]["weights"] == {"sun397": 1.0}
+
+
+def test_choices_come_before_keys_whatever_the_order():
+    words = ["modelpool.models.dtd.path=./x", "modelpool=clip-vit-base-patch32_TA8"]
+    assert apply_overrides({}, words)["modelpool"]["models"][8]["path"] == "./x"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["modelpool.models.sun39.path=x"], "did you mean 'sun397'"),
+        (["modelpool.models.9.path=x"], "has 9 members"),
+        (["modelpool=clip-vit-base-patch32_TA9"], "did you mean 'clip-vit-base-patch32_TA8'"),
+        (["modelpool=./none.yaml"], "no such file"),
+        (["scaling_factor"], "takes key=value"),
+        (["~method.nothing"], "nothing"),
+        (["method.a=[1"], "method.a=[1"),
+    ],
+)
+def test_wrong_words_are_named(words: list[str], says: str):
+    with pytest.raises(ConfigError) as caught:
+        overridden(*words)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: !!python/object/apply:os.system [ls]", "refused"),
+        ("a: 1\na: 2", "stands twice"),
+        ("- 1", "keys and values"),
+        ("", "holds nothing"),
+        ("a: [1", "not YAML"),
+        ("a: ${oc.env:HOME}", "interpolate only inside itself"),
+        ("a: &a [x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a]\nc: &c [*b, *b, *b, *b, *b, *b, *b, *b, *b]\n"
+         "d: &d [*c, *c, *c, *c, *c, *c, *c, *c, *c]\ne: &e [*d, *d, *d, *d, *d, *d, *d, *d, *d]\n"
+         "f: [*e, *e, *e, *e, *e, *e, *e, *e, *e]", "aliases"),
+        ("? [1, 2]\n: 3", "a key must be a word"),
+    ],
+)  # fmt: skip
+def test_hostile_yaml_is_refused_in_one_line(text: str, says: str):
+    with pytest.raises(ConfigError, match="^here") as caught:
+        parse_yaml(text, "here")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_yaml_must_be_utf8(tmp_path: Path):
+    path = tmp_path / "a.yaml"
+    path.write_bytes("name: Größe".encode("latin-1"))
+    with pytest.raises(ConfigError, match="byte 8 is not UTF-8"):
+        read_yaml(path)
+
+
+def test_numbers_with_exponents_are_numbers():
+    assert parse_yaml("a: 1e-5\nb: 3E4\nc: 1_000\nd: '1e-5'", "x") == {"a": 1e-5, "b": 3e4, "c": 1000, "d": "1e-5"}
+
+
+def test_interpolation_inside_a_file(tmp_path: Path):
+    (tmp_path / "p.yaml").write_text(
+        "root: /models\ntype: huggingface_clip_vision\nmodels: [{name: a, path: '${root}/a'}]"
+    )
+    assert load_preset("modelpool", str(tmp_path / "p.yaml"))["models"][0]["path"] == "/models/a"
+
+
+def test_defaults_lists_are_composed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "config/modelpool").mkdir(parents=True)
+    (tmp_path / "config/modelpool/mine.yaml").write_text(
+        "defaults:\n  - clip-vit-base-patch32_TA8\n  - _self_\nnote: mine\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    tree = load_preset("modelpool", "mine")
+    assert tree["note"] == "mine"
+    assert len(tree["models"]) == 9
+
+
+def test_fusionbench_words():
+    tree = {
+        "method": {"name": "dare/ties_merging", "threshold": 20, "merge_func": "sum", "sparsity_ratio": 0.9},
+        "modelpool": {
+            "_target_": "fusion_bench.modelpool.CLIPVisionModelPool",
+            "_recursive_": False,
+            "models": {"_pretrained_": "openai/clip-vit-base-patch32", "a": {"pretrained_model_name_or_path": "x/a"}},
+        },
+        "taskpool": {"type": "clip_vit_classification", "name": "t", "tasks": [{"name": "sun397", "dataset": {}}], "clip_model": "b/c"},
+        "merged_model_save_path": "out",
+        "fabric": {"devices": 1},
+    }  # fmt: skip
+    found, notes = translate(tree)
+    assert found["method"] == {"name": "ties_merging", "keep": 0.2, "merge": "sum"}
+    assert found["edits"] == [{"name": "dare", "drop": 0.9}]
+    assert found["out"] == "out"
+    assert "fabric" not in found
+    assert found["taskpool"]["base"] == "b/c"
+    pool = HuggingFaceClipVisionPool.from_tree(found["modelpool"])
+    assert [(m.name, m.path) for m in pool.config.models] == [
+        ("_pretrained_", "openai/clip-vit-base-patch32"),
+        ("a", "x/a"),
+    ]
+    assert len(notes) >= 7
+
+
+def test_fusionbench_names_of_presets():
+    words = ["modelpool=CLIPVisionModelPool/clip-vit-base-patch32_TA8", "taskpool=clip-vit-classification_TA8"]
+    tree = apply_overrides({}, words)
+    assert tree["taskpool"]["tasks"][0] == "sun397"
+    assert len(tree["modelpool"]["models"]) == 9
+
+
+@pytest.mark.parametrize(
+    ("tree", "says"),
+    [
+        ({"models": [{"name": "a", "path": "x"}, {"name": "a", "path": "y"}]}, "the name 'a' stands twice"),
+        ({"models": [{"name": "a", "pth": "x"}]}, "did you mean 'path'"),
+        ({"models": [{"name": 1, "path": "x"}]}, "valid string (found 1)"),
+        ({"type": "flux", "models": []}, "huggingface_clip_vision"),
+        ({}, "models: is required"),
+    ],
+)
+def test_pools_are_checked(tree: dict, says: str):
+    with pytest.raises(ClipfuseError) as caught:
+        HuggingFaceClipVisionPool.from_tree(tree)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,263 @@
+"""The command line on the offline suite: what a user types, what is left on disk, what is said when it fails."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import clipfuse
+from clipfuse.cli.main import main
+from clipfuse.evaluate.record import read_records
+
+TINY = ("modelpool=tiny", "taskpool=tiny")
+
+
+def clipfuse_command(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    """Status, standard output and standard error of one command, run in this process."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as left:
+        patch.setattr(sys, "argv", ["clipfuse", *map(str, words)])
+        main()
+    out, err = capsys.readouterr()
+    return int(left.value.code or 0), out, err
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_same_run_twice_gives_the_same_weights_and_records(tmp_path, capsys):
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        words = ("run", "method=ties_merging", "edits=[dare]", *TINY, "--limit", 100, "--seed", 5, "--out", folder)
+        status, out, _ = clipfuse_command(capsys, *words)
+        assert status == 0
+        assert "ties_merging" in out
+    assert len({sha256(folder / "merged/model.safetensors") for folder in folders}) == 1
+    first, second = (read_records(folder / "records.jsonl") for folder in folders)
+    assert [r.comparable() for r in first] == [r.comparable() for r in second]
+    assert {(r.model, r.task, r.n) for r in first} >= {
+        ("ties_merging", "tiny-signs", 100),
+        ("pre-trained", "tiny-digits", 100),
+    }
+    assert {r.role for r in first} == {"base", "expert", "merged"}
+
+
+def test_a_run_leaves_all_that_is_needed(tmp_path, capsys):
+    folder = tmp_path / "run"
+    clipfuse_command(
+        capsys, "run", "method=task_arithmetic", "method.scaling_factor=0.5", *TINY, "--limit", 60, "-o", folder
+    )
+    names = {"config.yaml", "merged", "records.jsonl", "predictions", "report.json", "report.md"}
+    assert {path.name for path in folder.iterdir()} == names
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["method"] == {"name": "task_arithmetic", "scaling_factor": 0.5, "weights": None}
+    report = json.loads((folder / "report.json").read_text())
+    records = {r.task: r for r in read_records(folder / "records.jsonl") if r.role == "merged"}
+    assert report["tiny-signs"]["accuracy"] == records["tiny-signs"].accuracy
+    assert report["average"]["accuracy"] == pytest.approx(sum(r.accuracy for r in records.values()) / 2)
+    low, high = records["tiny-digits"].interval
+    assert low < records["tiny-digits"].accuracy < high
+    own = next(r for r in read_records(folder / "records.jsonl") if (r.model, r.task) == ("tiny-digits", "tiny-digits"))
+    assert records["tiny-digits"].normalised == pytest.approx(records["tiny-digits"].accuracy / own.accuracy)
+    assert (folder / "report.md").read_text().startswith("| model | tiny-digits | tiny-signs |")
+    # the resolved configuration is itself a run file
+    status, _, _ = clipfuse_command(capsys, "run", folder / "config.yaml", "--out", tmp_path / "again")
+    assert status == 0
+    assert sha256(tmp_path / "again/merged/model.safetensors") == sha256(folder / "merged/model.safetensors")
+
+
+def test_a_list_of_values_merges_once_chooses_on_val_and_reports_test(tmp_path, capsys):
+    words = ("method=task_arithmetic", "method.scaling_factor=0.1,0.6,3.0", "select=val", *TINY, "baselines=none")
+    status, _, err = clipfuse_command(capsys, "run", *words, "--limit", 80, "--out", tmp_path / "run")
+    assert status == 0
+    assert "scaling_factor=0.6 was chosen on the val split" in err
+    records = read_records(tmp_path / "run/records.jsonl")
+    assert {r.split for r in records} == {"test"}
+    assert all(r.uses == ["val_images", "val_labels"] for r in records)
+    words = (
+        "merge",
+        "method=task_arithmetic",
+        "method.scaling_factor=0.6",
+        "modelpool=tiny",
+        "--out",
+        tmp_path / "one",
+    )
+    clipfuse_command(capsys, *words)
+    assert sha256(tmp_path / "one/model.safetensors") == sha256(tmp_path / "run/merged/model.safetensors")
+
+
+def test_merged_folders_are_models_for_everyone(tmp_path, capsys):
+    from transformers import CLIPVisionModel
+
+    folder = tmp_path / "merged"
+    status, out, _ = clipfuse_command(capsys, "merge", "method=magmax", "modelpool=tiny", "--out", folder, "--json")
+    assert status == 0
+    assert json.loads(out)["recipe"]["method"]["name"] == "magmax"
+    theirs, info = CLIPVisionModel.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    ours = clipfuse.load(folder)
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs.float()(pixels).pooler_output, ours.load_model()(pixels).pooler_output)
+    ours.save(tmp_path / "copy")
+    assert sha256(tmp_path / "copy/model.safetensors") == sha256(folder / "model.safetensors")
+    assert json.loads((tmp_path / "copy/clipfuse.json").read_text()) == dict(ours.recipe)
+    status, out, _ = clipfuse_command(
+        capsys, "evaluate", folder, tmp_path / "copy", "taskpool=tiny", "--limit", 50, "--json"
+    )
+    rows = json.loads(out)
+    assert status == 0
+    assert len({row["correct"] for row in rows if row["task"] == "tiny-signs"}) == 1
+    assert {row["role"] for row in rows} == {"merged"}
+
+
+def test_evaluate_knows_full_models_and_writes_reports(tmp_path, capsys):
+    base = Path(clipfuse.__file__).parent / "tiny/weights/base"
+    expert = base.with_name("tiny-signs")
+    words = ("evaluate", base, expert, "taskpool=tiny", f"base={base}", "--limit", 40, "--out", tmp_path / "eval")
+    status, out, _ = clipfuse_command(capsys, *words)
+    assert status == 0
+    assert "tiny-signs" in out
+    assert [r["model_info"]["name"] for r in json.loads((tmp_path / "eval/report.json").read_text())] == [
+        "base",
+        "tiny-signs",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["ls", "methods"], "ties_merging"),
+        (["ls", "edits"], "dare"),
+        (["ls", "finishes"], "lines"),
+        (["ls", "modelpools"], "clip-vit-large-patch14_TA8"),
+        (["ls", "tasks"], "tiny-signs"),
+        (["ls", "taskpools"], "TALL20"),
+        (["show", "method", "ties_merging"], "keep"),
+        (["show", "method", "ties_merging", "--bibtex"], "@inproceedings"),
+        (["show", "modelpool", "clip-vit-base-patch16_TA8"], "tanganke/clip-vit-base-patch16_sun397"),
+        (["show", "model", "pkg://clipfuse/tiny/weights/tiny-signs"], "quick_gelu"),
+        (["show", "task", "CARS"], "a photo of a {c}."),
+        (["check", "method=ties_merging", *TINY], "4 passes"),
+        (["--version"], clipfuse.__version__),
+    ],
+)
+def test_what_prints_data_prints_it_also_as_json(words, key, capsys):
+    status, out, _ = clipfuse_command(capsys, *words)
+    assert status == 0
+    assert key in out
+    if "--bibtex" not in words and "--version" not in words:
+        status, out, _ = clipfuse_command(capsys, *words, "--json")
+        assert status == 0
+        assert json.loads(out)
+
+
+def test_fusionbench_words_run(tmp_path, capsys):
+    words = ("method=ties_merging", "method.threshold=50", "fast_dev_run=true", "fabric.devices=1", *TINY)
+    status, _, err = clipfuse_command(capsys, "run", *words, "--limit", 20, "--out", tmp_path / "run", "baselines=none")
+    assert status == 0
+    assert "threshold=50 is read as keep=0.5" in err
+    assert json.loads((tmp_path / "run/merged/clipfuse.json").read_text())["method"]["keep"] == 0.5
+
+
+BAD = {
+    "unknown method": (["run", "method=tis_merging", *TINY], "did you mean 'ties_merging'"),
+    "unknown modelpool": (["run", "method=magmax", "modelpool=tinny", "taskpool=tiny"], "did you mean 'tiny'"),
+    "unknown taskpool": (["run", "method=magmax", "modelpool=tiny", "taskpool=TA9"], "did you mean 'TA8'"),
+    "unknown task": (["run", "method=magmax", "modelpool=tiny", "taskpool={tasks: [tiny-digit]}"], "did you mean 'tiny-digits'"),
+    "unknown setting": (["run", "method=ties_merging", "method.kep=0.1", *TINY], "did you mean 'keep'"),
+    "unknown key": (["run", "method=magmax", *TINY, "selct=val"], "did you mean 'select'"),
+    "unknown key of a merge": (["merge", "method=magmax", "modelpool=tiny", "edit=[dare]"], "did you mean 'edits'"),
+    "unknown edit": (["run", "method=magmax", "edits=[dar]", *TINY], "did you mean 'dare'"),
+    "wrong type": (["run", "method=ties_merging", "method.keep=much", *TINY], "method.keep"),
+    "per cent": (["run", "method=ties_merging", "method.keep=1.5", *TINY], "less than or equal to 1"),
+    "edits of a list": (["run", "method=magmax", "edits=dare", *TINY], "takes a list"),
+    "edits on weights": (["run", "method=simple_average", "edits=[dare]", *TINY], "takes no edits"),
+    "values without select": (["run", "method=magmax", "method.scaling_factor=1,2", *TINY], "select=val"),
+    "two files": (["run", "a.yaml", "b.yaml"], "one FILE.yaml"),
+    "missing file": (["run", "none.yaml", *TINY], "no such file"),
+    "no method": (["run", *TINY], "method: is required"),
+    "no taskpool": (["run", "method=magmax", "modelpool=tiny"], "taskpool: is required"),
+    "no out": (["merge", "method=magmax", "modelpool=tiny"], "--out: is required"),
+    "missing model": (["merge", "method=magmax", "modelpool={models: {a: ./nowhere}}", "-o", "x"], "./nowhere: no such file"),
+    "no experts": (["check", "method=magmax", "modelpool={models: {_pretrained_: 'pkg://clipfuse/tiny/weights/base'}}"], "no experts"),
+    "no base": (["check", "method=magmax", "modelpool={models: {a: 'pkg://clipfuse/tiny/weights/base'}}"], "needs a base"),
+    "unknown expert": (["check", "method=task_arithmetic", "method.weights={tiny-digit: 1.0}", *TINY], "did you mean 'tiny-digits'"),
+    "device": (["run", "method=magmax", *TINY, "--device", "tpu"], "device: 'tpu'"),
+    "dtype": (["check", "method=magmax", *TINY, "--dtype", "int8"], "dtype: 'int8'"),
+    "no models": (["evaluate", "taskpool=tiny"], "at least one model"),
+    "a base of two": (["evaluate", "pkg://clipfuse/tiny/weights/tiny-signs", "taskpool=tiny"], "no known base"),
+    "show": (["show", "method", "tie"], "ties_merging"),
+    "bibtex": (["show", "task", "mnist", "--bibtex"], "is for methods"),
+    "nothing to fetch": (["fetch"], "takes modelpool="),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "says"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(words, says, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = clipfuse_command(capsys, *words)
+    assert status == 2
+    assert says in err
+    assert len(err.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_outputs_that_are_there_are_not_touched(tmp_path, capsys):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("mine")
+    words = ("merge", "method=magmax", "modelpool=tiny", "--out", folder)
+    status, _, err = clipfuse_command(capsys, *words)
+    assert (status, "is not empty" in err) == (2, True)
+    status, _, err = clipfuse_command(capsys, *words, "--overwrite")
+    assert (status, "is not overwritten" in err) == (2, True)
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "thesis.tex"]
+
+
+def test_no_space_is_said_before_anything_is_written(tmp_path, capsys, monkeypatch):
+    import shutil
+
+    full = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    status, _, err = clipfuse_command(capsys, "merge", "method=magmax", "modelpool=tiny", "--out", tmp_path / "out")
+    assert (status, "are needed" in err) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nan_is_named(tmp_path, capsys, pool_yaml):
+    from safetensors.torch import load_file, save_file
+
+    path = tmp_path / "models/signs/model.safetensors"
+    tensors = load_file(path)
+    tensors["vision_model.encoder.layers.1.mlp.fc2.weight"][3, 4] = float("nan")
+    save_file(tensors, path)
+    words = ("merge", "method=ties_merging", f"modelpool={pool_yaml}", "--out", tmp_path / "out")
+    status, _, err = clipfuse_command(capsys, *words)
+    assert status == 2
+    assert "signs: encoder.layers.1.mlp.fc2.weight: holds NaN or Inf" in err
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_interrupt_leaves_nothing_and_status_130(tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "clipfuse", "run", "method=magmax", *TINY, "--out", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".run.*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.strip().splitlines() == ["clipfuse: interrupted; nothing was left half-written"]
+    assert not list(tmp_path.iterdir())

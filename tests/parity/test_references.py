@@ -1,0 +1,174 @@
+"""Rules against short float64 references, on correlated and uncorrelated experts."""
+
+import math
+
+import pytest
+import torch
+from conftest import random_models
+from torch import Tensor
+
+import clipfuse
+from clipfuse.pool import PoolView, pool_from_memory
+from clipfuse.stats.quantiles import kth_magnitudes
+
+Models = dict[str, dict[str, Tensor]]
+EPS = 2.0**-22
+
+
+@pytest.fixture(params=[0.0, 0.8], ids=["uncorrelated", "correlated"])
+def models(request: pytest.FixtureRequest) -> Models:
+    return random_models(request.param)
+
+
+def flat(tensors: dict[str, Tensor]) -> Tensor:
+    return torch.cat([tensors[name].double().flatten() for name in sorted(tensors)])
+
+
+def split(models: Models) -> tuple[Tensor, Tensor, Tensor]:
+    """θ0 (d), θ (task, d), τ (task, d), float64 from the stored weights."""
+    base = flat(models["_pretrained_"])
+    experts = torch.stack([flat(tensors) for name, tensors in models.items() if name != "_pretrained_"])
+    return base, experts, experts - base
+
+
+def result(models: Models, method: str, **options) -> Tensor:
+    return flat(dict(clipfuse.merge(models, method, **options).tensors))
+
+
+def check(found: Tensor, base: Tensor, delta: Tensor, size: Tensor, exempt: Tensor | None = None) -> None:
+    """|x − ref| ≤ 2⁻²² · (|θ0| + size) but for exempt elements, which must be few."""
+    wrong = (found - (base + delta)).abs() > EPS * (base.abs() + size)
+    if exempt is not None:
+        assert exempt.double().mean() < 1e-3
+        wrong &= ~exempt
+    assert not wrong.any(), f"{int(wrong.sum())} elements are off"
+
+
+@pytest.mark.parametrize("weights", [None, {"digits": 1.0, "signs": -0.5, "roads": 0.25}])
+def test_task_arithmetic(models: Models, weights):
+    base, _, deltas = split(models)
+    row = torch.tensor(list(weights.values()) if weights else [1.0, 1.0, 1.0], dtype=torch.float64)[:, None]
+    found = result(models, "task_arithmetic", weights=weights, scaling_factor=0.4)
+    check(found, base, 0.4 * (row * deltas).sum(0), 0.4 * deltas.abs().sum(0))
+
+
+def test_simple_average_needs_no_base(models: Models):
+    _, experts, _ = split(models)
+    models = {name: tensors for name, tensors in models.items() if name != "_pretrained_"}
+    check(result(models, "simple_average"), experts.mean(0), torch.zeros(()), experts.abs().mean(0))
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_weighted_average(models: Models, normalize: bool):
+    _, experts, _ = split(models)
+    weights = torch.tensor([2.0, 0.5, 1.5], dtype=torch.float64)
+    want = (weights[:, None] * experts).sum(0) / (weights.sum() if normalize else 1)
+    found = result(models, "weighted_average", weights=weights.tolist(), normalize=normalize)
+    check(found, want, torch.zeros(()), (weights[:, None] * experts).abs().sum(0))
+
+
+def test_magmax(models: Models):
+    base, _, deltas = split(models)
+    sizes = deltas.abs().sort(0).values
+    want = deltas.gather(0, deltas.abs().argmax(0, keepdim=True))[0]
+    near = sizes[-1] - sizes[-2] < 1e-7
+    check(result(models, "magmax"), base, 0.5 * want, 0.5 * deltas.abs().sum(0), near)
+
+
+def test_magmax_takes_the_later_of_equals():
+    base = {name: torch.zeros_like(t) for name, t in random_models()["_pretrained_"].items()}
+    values = {"a": 1.0, "b": -2.0, "c": 2.0, "d": -2.0, "e": 0.5}
+    experts = {task: {n: t + v for n, t in base.items()} for task, v in values.items()}
+    assert result({"_pretrained_": base, **experts}, "magmax", scaling_factor=1.0).unique().tolist() == [-2.0]
+
+
+@pytest.mark.parametrize("keep", [0.05, 0.2, 0.9, 1.0])
+@pytest.mark.parametrize("merge", ["sum", "mean"])
+def test_ties_merging(models: Models, keep: float, merge: str):
+    base, _, deltas = split(models)
+    d = deltas.shape[1]
+    stored = (torch.stack([flat(m) for n, m in models.items() if n != "_pretrained_"]).float() - base.float()).double()
+    if keep < 1:
+        floors = stored.abs().kthvalue(d - int(keep * d), dim=1, keepdim=True).values
+        deltas = deltas * (stored.abs() >= floors)
+    total = deltas.sum(0)
+    sign = torch.where(total == 0, total.sign().sum().sign(), total.sign())
+    agreeing = deltas * (deltas * sign > 0)
+    want = agreeing.sum(0)
+    if merge == "mean":
+        want = want / (agreeing != 0).sum(0).clamp(min=1)
+    near = (total.abs() < 1e-8) & (deltas != 0).any(0)
+    check(result(models, "ties_merging", keep=keep, merge=merge), base, 0.3 * want, 0.3 * deltas.abs().sum(0), near)
+
+
+def test_ties_zeros_take_the_majority_sign():
+    """Where the trimmed entries cancel, the sign that won most elements of the model decides."""
+    base = {name: torch.zeros_like(t) for name, t in random_models()["_pretrained_"].items()}
+    a = {n: torch.full_like(t, -1.0) for n, t in base.items()}
+    b = {n: torch.full_like(t, -1.0) for n, t in base.items()}
+    a["post_layernorm.bias"], b["post_layernorm.bias"] = a["post_layernorm.bias"] * -3, b["post_layernorm.bias"] * 3
+    found = clipfuse.merge({"_pretrained_": base, "a": a, "b": b}, "ties_merging", keep=1.0, scaling_factor=1.0).tensors
+    assert found["post_layernorm.bias"].unique().tolist() == [-3.0]
+    assert found["post_layernorm.weight"].unique().tolist() == [-2.0]
+
+
+def test_ties_keeping_everything_with_agreeing_signs_is_task_arithmetic():
+    base = random_models()["_pretrained_"]
+    experts = {task: {n: t + step for n, t in base.items()} for task, step in [("a", 0.25), ("b", 0.5)]}
+    models = {"_pretrained_": base, **experts}
+    ties, sums = (result(models, m, **s) for m, s in [("ties_merging", {"keep": 1.0}), ("task_arithmetic", {})])
+    torch.testing.assert_close(ties, sums, atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.3, 0.5, 1.0])
+def test_slerp(models: Models, t: float):
+    pair = {name: models[name] for name in ("digits", "signs")}
+    pair["signs"] = {
+        n: v + 0.01 * torch.randn(v.shape, generator=torch.Generator().manual_seed(3)) for n, v in pair["signs"].items()
+    }
+    found = clipfuse.merge(pair, "slerp", t=t).tensors
+    arcs = 0
+    for name, tensor in found.items():
+        a, b = (pair[key][name].double() for key in pair)
+        norm = float(a.norm() * b.norm())
+        cosine = float((a * b).sum()) / norm if norm else 1.0
+        if abs(cosine) > 0.9995:
+            want = (1 - t) * a + t * b
+        else:
+            arcs += 1
+            angle = math.acos(cosine)
+            want = (math.sin((1 - t) * angle) * a + math.sin(t * angle) * b) / math.sin(angle)
+        torch.testing.assert_close(tensor.double(), want, atol=1e-7, rtol=1e-6)
+    assert 0 < arcs < len(found), "both branches are taken"
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties_merging", "magmax"])
+def test_one_expert_with_lambda_one_is_that_expert(models: Models, method: str):
+    pair = {name: models[name] for name in ("_pretrained_", "signs")}
+    settings = {"keep": 1.0} if method == "ties_merging" else {}
+    found = result(pair, method, scaling_factor=1.0, **settings)
+    torch.testing.assert_close(found, flat(models["signs"]), atol=1e-7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("keep", [1e-5, 0.001, 0.2, 0.5, 0.999, 1.0])
+def test_kth_magnitudes_is_exact(models: Models, keep: float):
+    view = PoolView(pool_from_memory(models))
+    sizes = torch.stack([torch.cat([leaf.deltas[k].abs().flatten() for leaf in view]) for k in range(3)])
+    d = sizes.shape[1]
+    rank = d - int(keep * d)
+    want = sizes.kthvalue(rank, dim=1).values if rank else torch.zeros(3)
+    assert torch.equal(kth_magnitudes(view, keep), want)
+
+
+def test_kth_magnitudes_survives_a_misleading_sample_and_ties():
+    """The first elements of every slice are large; nearly all entries are equal."""
+    base = {name: torch.zeros_like(t) for name, t in random_models()["_pretrained_"].items()}
+    expert = {name: torch.full_like(t, 0.5) for name, t in base.items()}
+    for tensor in expert.values():
+        tensor.view(-1)[:1024] = 4.0
+    expert["encoder.layers.0.mlp.fc1.weight"].view(-1)[-5:] = 0.25
+    view = PoolView(pool_from_memory({"_pretrained_": base, "a": expert, "b": base}))
+    sizes = torch.cat([leaf.deltas[0].abs().flatten() for leaf in view])
+    for keep in (0.3, 0.6, 0.9, 0.9999):
+        want = sizes.kthvalue(len(sizes) - int(keep * len(sizes))).values
+        assert kth_magnitudes(view, keep).tolist() == [want, 0.0]

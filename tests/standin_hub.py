@@ -1,0 +1,218 @@
+"""A stand-in for the Hugging Face hub on this machine: serves folders to the real clients, records what they ask for.
+
+`root/models/<org>/<name>/…` and `root/datasets/<org>/<name>/…` are repositories with one branch, `main`, and one
+commit. Large files have sha256 etags as on the hub, small ones git's. Clients read HF_ENDPOINT when they are imported:
+run them in a process of their own, with `environ`.
+"""
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+LARGE = (".safetensors", ".bin", ".parquet", ".msgpack")
+"""Endings of files that the hub keeps outside git."""
+REPO = r"(?P<repo>[^/]+/[^/]+)"
+API = re.compile(rf"/api/(?P<kind>models|datasets)/{REPO}(/(?P<what>[a-z-]+)(/(?P<revision>[^/]+)(/(?P<path>.+))?)?)?")
+RESOLVE = re.compile(rf"/((?P<kind>datasets)/)?{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+
+
+@dataclass
+class Answer:
+    """What goes back to a client; `cut` bytes of the body are sent before the connection closes, all if None."""
+
+    status: int
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    cut: int | None = None
+
+
+@dataclass
+class Fault:
+    """The next `times` GETs of a path that ends so fail with `status` and `code`, or break off after `cut` bytes."""
+
+    ending: str
+    status: int | None = None
+    code: str | None = None
+    cut: int | None = None
+    times: int = 1
+
+
+class StandInHub(ThreadingHTTPServer):
+    """The server; `requests` are the (method, path) that came in, `faults` what is to go wrong."""
+
+    def __init__(self, root: Path):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.root = root
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.requests: list[tuple[str, str]] = []
+        self.faults: list[Fault] = []
+
+    def environ(self, home: Path) -> dict[str, str]:
+        """Variables that lead a client here, with its cache under `home`."""
+        switches = ("DISABLE_XET", "DISABLE_TELEMETRY", "DISABLE_PROGRESS_BARS", "DISABLE_UPDATE_CHECK")
+        return {"HF_ENDPOINT": self.url, "HF_HOME": str(home)} | {f"HF_HUB_{switch}": "1" for switch in switches}
+
+    def downloads(self) -> list[str]:
+        """`org/name/file` of every file whose content was asked for, in order."""
+        return [target(path) for method, path in self.requests if method == "GET" and RESOLVE.fullmatch(path)]
+
+    def commit(self, kind: str | None, repo: str) -> str:
+        """The repository's one commit; another when its files change."""
+        folder = self.root / (kind or "models") / repo
+        listing = [(name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in files(folder)]
+        return hashlib.sha1(repr(listing).encode()).hexdigest()
+
+    def answer(self, url: str, range_header: str | None) -> Answer:
+        """The answer to a request, before faults."""
+        parts = urlsplit(url)
+        path, query = unquote(parts.path), parse_qs(parts.query)
+        match = API.fullmatch(path) or RESOLVE.fullmatch(path)
+        if match is None:
+            return refusal(404, None)
+        folder = (self.root / (match["kind"] or "models") / match["repo"]).resolve()
+        if not folder.is_dir() or self.root not in folder.parents:
+            return refusal(404, "RepoNotFound")
+        commit = self.commit(match["kind"], match["repo"])
+        if match["revision"] not in (None, "main", commit):
+            return refusal(404, "RevisionNotFound")
+        if match.re is RESOLVE:
+            return content(folder, match["path"], commit, range_header)
+        if match["what"] in (None, "revision"):
+            return as_json(info(match["repo"], folder, commit, blobs=query.get("blobs", [""])[0].lower() == "true"))
+        if match["what"] == "tree":
+            recursive = query.get("recursive", [""])[0].lower() in ("true", "1")
+            return tree(folder, match["path"] or "", recursive)
+        return refusal(404, None)
+
+    def spoil(self, path: str, answer: Answer) -> Answer:
+        """The answer after the first fault that is meant for this path."""
+        for fault in self.faults:
+            if fault.times > 0 and target(path).endswith(fault.ending):
+                fault.times -= 1
+                return refusal(fault.status, fault.code) if fault.status else replace(answer, cut=fault.cut)
+        return answer
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection."""
+
+    server: StandInHub
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.reply(self.server.answer(self.path, self.headers.get("Range")))
+
+    def do_HEAD(self) -> None:
+        self.reply(self.server.answer(self.path, None))
+
+    def reply(self, answer: Answer) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.server.requests.append((self.command, path))
+        if self.command == "GET":
+            answer = self.server.spoil(path, answer)
+        self.send_response(answer.status)
+        for name, value in (answer.headers | {"Content-Length": str(len(answer.body))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(answer.body[: answer.cut])
+        if answer.cut is not None:
+            self.close_connection = True
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing on the terminal; `requests` has it."""
+
+
+@contextmanager
+def serving(root: Path) -> Iterator[StandInHub]:
+    """A running stand-in hub over the repositories under `root`."""
+    with StandInHub(root.resolve()) as hub:
+        thread = threading.Thread(target=hub.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        try:
+            yield hub
+        finally:
+            hub.shutdown()
+            thread.join()
+
+
+def target(path: str) -> str:
+    """`org/name/file` of a file's address, other paths as they are."""
+    match = RESOLVE.fullmatch(path)
+    return f"{match['repo']}/{match['path']}" if match else path
+
+
+def files(folder: Path) -> list[tuple[str, Path]]:
+    return [(path.relative_to(folder).as_posix(), path) for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+def as_json(tree: Any) -> Answer:
+    return Answer(200, json.dumps(tree).encode(), {"Content-Type": "application/json"})
+
+
+def refusal(status: int, code: str | None) -> Answer:
+    return Answer(status, b'{"error": "refused"}', {"X-Error-Code": code} if code else {})
+
+
+def info(repo: str, folder: Path, commit: str, blobs: bool) -> dict[str, Any]:
+    """A repository as the API describes it; sizes and hashes of files only with `blobs`."""
+    siblings = []
+    for name, path in files(folder):
+        details = entry(folder, path) if blobs else {}
+        siblings.append({"rfilename": name, "blobId": details.get("oid"), **details})
+    flags = {"private": False, "gated": False, "disabled": False, "downloads": 0, "likes": 0, "tags": []}
+    dates = {"lastModified": "2026-01-01T00:00:00.000Z", "createdAt": "2026-01-01T00:00:00.000Z"}
+    return {"id": repo, "modelId": repo, "sha": commit, "siblings": siblings, **flags, **dates}
+
+
+def entry(folder: Path, path: Path) -> dict[str, Any]:
+    """A file or folder in a listing."""
+    name = path.relative_to(folder).as_posix()
+    if path.is_dir():
+        return {"type": "directory", "path": name, "oid": "0" * 40, "size": 0}
+    raw = path.read_bytes()
+    found = {"type": "file", "path": name, "size": len(raw), "oid": etag(name, raw)}
+    lfs = {"oid": found["oid"], "sha256": found["oid"], "size": len(raw), "pointerSize": 134}
+    return found | ({"lfs": lfs} if name.endswith(LARGE) else {})
+
+
+def etag(name: str, raw: bytes) -> str:
+    if name.endswith(LARGE):
+        return hashlib.sha256(raw).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(raw) + raw).hexdigest()
+
+
+def tree(folder: Path, path: str, recursive: bool) -> Answer:
+    if not (folder / path).is_dir():
+        return refusal(404, "EntryNotFound")
+    found = (folder / path).rglob("*") if recursive else (folder / path).iterdir()
+    return as_json([entry(folder, member) for member in sorted(found)])
+
+
+def content(folder: Path, path: str, commit: str, range_header: str | None) -> Answer:
+    """A file or the asked part of it."""
+    file = (folder / path).resolve()
+    if folder not in file.parents or not file.is_file():
+        return refusal(404, "EntryNotFound")
+    raw = file.read_bytes()
+    headers = {
+        "ETag": f'"{etag(path, raw)}"',
+        "X-Repo-Commit": commit,
+        "X-Linked-Size": str(len(raw)),
+        "Accept-Ranges": "bytes",
+        "Content-Type": "application/octet-stream",
+    }
+    match = re.fullmatch(r"bytes=(\d+)-(\d*)", range_header or "")
+    if match is None:
+        return Answer(200, raw, headers)
+    first, last = int(match[1]), int(match[2] or len(raw) - 1)
+    part = raw[first : last + 1]
+    return Answer(206, part, headers | {"Content-Range": f"bytes {first}-{first + len(part) - 1}/{len(raw)}"})
