@@ -55,7 +55,7 @@ def test_a_run_leaves_all_that_is_needed(tmp_path, capsys):
     clipfuse_command(
         capsys, "run", "method=task_arithmetic", "method.scaling_factor=0.5", *TINY, "--limit", 60, "-o", folder
     )
-    names = {"config.yaml", "merged", "records.jsonl", "predictions", "report.json", "report.md"}
+    names = {"config.yaml", "log.txt", "merged", "records.jsonl", "predictions", "report.json", "report.md"}
     assert {path.name for path in folder.iterdir()} == names
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["method"] == {"name": "task_arithmetic", "scaling_factor": 0.5, "weights": None}
@@ -90,6 +90,9 @@ def test_a_list_of_values_merges_once_chooses_on_val_and_reports_test(tmp_path, 
         "--out",
         tmp_path / "one",
     )
+    assert json.loads((tmp_path / "run/merged/clipfuse.json").read_text())["uses"] == ["val_images", "val_labels"]
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["method"]["scaling_factor"] == [0.1, 0.6, 3.0]
+    assert "scaling_factor=0.6 is chosen" in (tmp_path / "run/log.txt").read_text()
     clipfuse_command(capsys, *words)
     assert sha256(tmp_path / "one/model.safetensors") == sha256(tmp_path / "run/merged/model.safetensors")
 

@@ -131,7 +131,7 @@ def shards(index: Path) -> dict[Path, list[str]]:
             if Path(shard).name != shard:
                 raise CheckpointError(f"{index}: shard {shard!r} is not a plain file name")
             files.setdefault(index.parent / shard, []).append(name)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{index}: is not an index of shards (weight_map: name → file)") from None
     if missing := [file.name for file in files if not file.is_file()]:
         raise CheckpointError(f"{index}: names {missing[0]}, which is not there")

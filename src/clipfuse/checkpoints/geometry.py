@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from clipfuse.errors import CheckpointError
 
@@ -14,25 +14,25 @@ class Geometry(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    hidden_size: int = 768
+    hidden_size: PositiveInt = 768
     """Width of a token, features."""
-    intermediate_size: int = 3072
+    intermediate_size: PositiveInt = 3072
     """Width of the MLPs, features."""
-    num_hidden_layers: int = 12
+    num_hidden_layers: PositiveInt = 12
     """Transformer blocks."""
-    num_attention_heads: int = 12
+    num_attention_heads: PositiveInt = 12
     """Heads of an attention."""
-    num_channels: int = 3
+    num_channels: PositiveInt = 3
     """Colour channels of an image."""
-    image_size: int = 224
+    image_size: PositiveInt = 224
     """Side of an image, pixels."""
-    patch_size: int = 32
+    patch_size: PositiveInt = 32
     """Side of a patch, pixels."""
     hidden_act: str = "quick_gelu"
     """Activation of the MLPs; OpenAI's weights need quick_gelu."""
     layer_norm_eps: float = 1e-5
     """Added to the variance in LayerNorms."""
-    projection_dim: int = 512
+    projection_dim: PositiveInt = 512
     """Width of the space shared with text, features."""
 
     def __str__(self) -> str:
@@ -71,5 +71,5 @@ def read_geometry(folder: Path) -> Geometry:
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
         raise CheckpointError(f"{path}: {'.'.join(map(str, found['loc']))}: {found['msg'].lower()}") from None
-    except (ValueError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise CheckpointError(f"{path}: is not a model's configuration ({error})") from None

@@ -4,10 +4,12 @@ import hashlib
 import re
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from clipfuse.cache import cache_folder
 from clipfuse.checkpoints.writer import write_text
+from clipfuse.errors import OutputError
 
 CHUNK = 8 << 20
 
@@ -18,7 +20,7 @@ def known_hash(path: Path) -> str | None:
     if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name):
         return blob.name
     note = note_of(path)
-    return note.read_text() if note.is_file() else None
+    return note.read_text() if note and note.is_file() else None
 
 
 def compute_hash(path: Path) -> str:
@@ -29,8 +31,9 @@ def compute_hash(path: Path) -> str:
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
-    if note == note_of(path):
-        write_text(note, digest.hexdigest())
+    if note and note == note_of(path):
+        with suppress(OutputError):  # then it is computed again next time
+            write_text(note, digest.hexdigest())
     return digest.hexdigest()
 
 
@@ -39,17 +42,18 @@ def compute_in_background(paths: Iterable[Path]) -> threading.Thread:
 
     def work(todo: list[Path]) -> None:
         for path in todo:
-            try:
+            with suppress(OSError):
                 compute_hash(path)
-            except OSError:
-                return
 
     thread = threading.Thread(target=work, args=(list(paths),), daemon=True, name="clipfuse-hashes")
     thread.start()
     return thread
 
 
-def note_of(path: Path) -> Path:
-    """Where the hash of this very file (device, inode, size, time of change) is remembered."""
+def note_of(path: Path) -> Path | None:
+    """Where the hash of this very file (device, inode, size, time of change) is remembered; None without a cache."""
     stat = path.stat()
-    return cache_folder("hashes") / f"{stat.st_dev}-{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}"
+    try:
+        return cache_folder("hashes") / f"{stat.st_dev}-{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}"
+    except OSError:  # nowhere to write: merging goes on without
+        return None

@@ -129,7 +129,7 @@ def read_entry(path: Path, name: str, entry: Any) -> tuple[TensorSpec, int]:
     try:
         dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         numbers = [*shape, start, end]
-        if not all(type(number) is int and number >= 0 for number in numbers):
+        if type(dtype) is not str or not all(type(number) is int and number >= 0 for number in numbers):
             raise ValueError
     except (TypeError, ValueError, KeyError):
         raise CheckpointError(f"{path}: tensor {name!r} has a header entry without dtype, shape or offsets") from None

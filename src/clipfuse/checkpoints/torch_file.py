@@ -31,6 +31,8 @@ class TorchFile:
             ) from None
         if not isinstance(tree, Mapping) or not all(isinstance(value, Tensor) for value in tree.values()):
             raise CheckpointError(f"{path}: is not a flat state dict (name → tensor)")
+        if odd := [name for name, value in tree.items() if not is_plain(value)]:
+            raise CheckpointError(f"{path}: {odd[0]!r} is no plain tensor (it is sparse, or lacks values of its own)")
         self.tensors: dict[str, Tensor] = {str(name): value.detach() for name, value in tree.items()}
         self.specs = {name: TensorSpec(tuple(value.shape), value.dtype) for name, value in self.tensors.items()}
 
@@ -39,3 +41,9 @@ class TorchFile:
 
     def release(self, name: str) -> None:
         """torch owns the mapping; the system takes its pages back by itself."""
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Dense, and with as many stored values as its shape says: a few bytes must not claim terabytes."""
+    dense = tensor.layout is torch.strided and tensor.device.type == "cpu"
+    return dense and tensor.nbytes <= tensor.untyped_storage().nbytes()

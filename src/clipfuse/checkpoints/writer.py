@@ -75,7 +75,7 @@ def write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        what = "no space left on the device" if error.errno == errno.ENOSPC else error.strerror
+        what = "no space left on the device" if error.errno == errno.ENOSPC else error.strerror or error
         raise OutputError(f"{path}: cannot be written: {what}") from None
 
 
@@ -113,7 +113,7 @@ def new_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
         OutputError: as `check_output`, and whatever the system refuses.
     """
     check_output(folder, overwrite)
-    folder = folder.absolute()
+    folder = folder.resolve()  # what a link leads to is replaced, not the link
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         with write_errors(folder):

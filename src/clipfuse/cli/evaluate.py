@@ -34,6 +34,7 @@ def command(
     out: Out = None,
     overwrite: Overwrite = False,
     device: Device = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16: of the forward passes.")] = None,
     batch_size: BatchSize = None,
     seed: Seed = None,
     limit: Limit = None,
@@ -43,9 +44,9 @@ def command(
     """Score models that are there already: MODEL… taskpool=…, and base= or split=val where wanted."""
     show_log(verbose)
     models = [word for word in words if "=" not in word]
-    given = {"device": device, "batch_size": batch_size, "seed": seed, "limit": limit}
+    given = {"device": device, "dtype": dtype, "batch_size": batch_size, "seed": seed, "limit": limit}
     tree = tree_of([word for word in words if "=" in word], given)
-    take(tree, "taskpool", "base", "split", "device", "batch_size", "seed", "limit")
+    take(tree, "taskpool", "base", "split", "device", "dtype", "batch_size", "seed", "limit")
     if not models:
         raise ConfigError("evaluate: takes at least one model, as in clipfuse evaluate merged/ taskpool=TA8")
     taskpool = need(tree, "taskpool", "TA8")

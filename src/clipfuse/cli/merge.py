@@ -14,7 +14,6 @@ from clipfuse.cli.options import (
     megabytes,
     need,
     print_json,
-    say,
     show_log,
     take,
     tree_of,
@@ -46,8 +45,6 @@ def command(
     chain = configure(method, tree.get("edits", ()), tree.get("finishes", ()), tree.get("seed", 0))
     pool = HuggingFaceClipVisionPool.from_tree(modelpool)
     began = time.perf_counter()
-    for warning in pool.weights.warnings:
-        say(f"warning: {warning}")
     with bar(f"merge {chain.method.rule.name}", pool.weights.nbytes * chain.passes, "B") as told:
         keys = ("out", "overwrite", "dtype")
         merged = merge(pool, chain, progress=told, **{key: tree[key] for key in keys if key in tree})

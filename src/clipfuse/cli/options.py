@@ -72,9 +72,13 @@ def say(text: str) -> None:
 
 
 def show_log(verbose: bool) -> None:
-    """With --verbose, clipfuse's log goes to standard error."""
-    if verbose:
-        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(name)s: %(message)s")
+    """Warnings of clipfuse go to standard error, with --verbose everything that it logs."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(logging.INFO if verbose else logging.WARNING)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    root = logging.getLogger("clipfuse")
+    root.handlers, root.propagate = [handler], False
+    root.setLevel(logging.INFO)
 
 
 def print_json(data: Any) -> None:

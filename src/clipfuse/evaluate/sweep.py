@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from clipfuse.checkpoints.names import canonical_names
-from clipfuse.checkpoints.safetensors_file import TensorSpec
 from clipfuse.errors import ModelError
 from clipfuse.evaluate.evaluator import Candidate
 from clipfuse.fusion.merge import Sweep
@@ -26,15 +25,13 @@ class WorkingCopy:
         self.encoder = VisionEncoder(build_vision_model(pool.lead, pool.geometry), base).to(device, torch.float32)
         stored = self.encoder.vision.state_dict()
         self.parameters = {name: stored[place] for name, place in canonical_names(stored, "the model").items()}
-        self.specs = {name: TensorSpec(tuple(p.shape), p.dtype) for name, p in self.parameters.items()}
-        self.rounding = sweep.prepared.result_specs()
         self.value: float | None = None
 
     def set(self, value: float) -> None:
         """Make the copy the merge with λ = `value`, rounded to the dtype that it would be written in."""
         if value != self.value:
             self.value = None
-            self.sweep.write(value, self, self.rounding)
+            self.sweep.write(value, self)
             self.value = value
 
     def write(self, name: str, values: Tensor, start: int = 0) -> None:

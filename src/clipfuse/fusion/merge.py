@@ -1,5 +1,7 @@
 """`merge`: a pool and a method in, a `Merged` out; and the sweep over λ that merges once."""
 
+import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +24,7 @@ from clipfuse.version import __version__
 
 Models = HuggingFaceClipVisionPool | ModelPool | Mapping[str, nn.Module | Mapping[str, Any]]
 RuleTree = str | Mapping[str, Any]
+log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -68,10 +71,14 @@ def merge(
         return Merged(sink.tensors, make_recipe(prepared, specs, run(prepared, sink, specs)), pool.geometry)
     if pool.geometry is None:
         raise ModelError("the pool was made of state dicts, whose geometry is not known: merge modules or folders")
+    began = time.perf_counter()
     with new_folder(Path(out), overwrite) as folder:
         with hub_writer(folder, specs) as writer:
             measured = run(prepared, HubSink(writer), specs)
         write_description(folder, make_recipe(prepared, specs, measured), pool.geometry)
+    log.info(
+        "%s of %d experts merged and written in %.2f s", chain.method.rule.name, len(pool), time.perf_counter() - began
+    )
     return load(out)
 
 
@@ -90,6 +97,8 @@ class Sweep:
     """A merge up to λ: `at(value)` costs θ0 + λΔ, and has the bits of a merge with that value."""
 
     prepared: Prepared
+    specs: Mapping[str, TensorSpec]
+    """Shape and dtype of the results."""
 
     @cached_property
     def unscaled(self) -> Mapping[str, Tensor]:
@@ -103,14 +112,21 @@ class Sweep:
         """The values of λ to choose from."""
         return self.prepared.chain.scaling_factors
 
-    def write(self, factor: float, sink: Sink, specs: Mapping[str, TensorSpec]) -> None:
-        """Write the merge with λ = `factor`."""
-        run_scaled(self.prepared, self.unscaled, factor, sink, specs)
+    def write(self, factor: float, sink: Sink) -> None:
+        """Write the merge with λ = `factor`, rounded to the results' dtype."""
+        run_scaled(self.prepared, self.unscaled, factor, sink, self.specs)
 
 
-def sweep(models: Models, chain: Chain, threads: int | None = None, progress: Progress | None = None) -> Sweep:
+def sweep(
+    models: Models,
+    chain: Chain,
+    dtype: torch.dtype | str | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Sweep:
     """Prepare a chain whose scaling_factor is a list. Raises as `merge`."""
-    return Sweep(prepare(chain, open_pool(models), threads, progress))
+    prepared = prepare(chain, open_pool(models), threads, progress)
+    return Sweep(prepared, prepared.result_specs(as_dtype(dtype)))
 
 
 def open_pool(models: Models) -> ModelPool:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_type_hints
 
 from clipfuse.config import Config, parse
@@ -144,8 +144,10 @@ class Chain:
     edits: tuple[Step, ...] = ()
     finishes: tuple[Step, ...] = ()
     seed: int = 0
-    scaling_factors: tuple[float, ...] = field(default=())
+    scaling_factors: tuple[float, ...] = ()
     """Values to choose from, if there is more than one; the method's own is then the first."""
+    chosen_on: tuple[Uses, ...] = ()
+    """Data that the choice of a setting has seen."""
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -168,7 +170,7 @@ class Chain:
         for step in self.steps:
             uses = step.rule.uses
             seen |= dict.fromkeys(uses(step.cfg) if callable(uses) else uses)
-        return tuple(seen)
+        return tuple(seen | dict.fromkeys(self.chosen_on))
 
     @property
     def passes(self) -> int:
@@ -178,7 +180,15 @@ class Chain:
     def to_tree(self) -> dict[str, Any]:
         """As in YAML: method, edits, finishes, seed."""
         lists = {"edits": [s.to_tree() for s in self.edits], "finishes": [s.to_tree() for s in self.finishes]}
-        return {"method": self.method.to_tree(), **{k: v for k, v in lists.items() if v}, "seed": self.seed}
+        method = self.method.to_tree()
+        if self.scaling_factors:
+            method["scaling_factor"] = list(self.scaling_factors)
+        return {"method": method, **{k: v for k, v in lists.items() if v}, "seed": self.seed}
+
+    def with_scaling_factor(self, value: float, chosen_on: tuple[Uses, ...] = ()) -> "Chain":
+        """The same chain with one λ, and what its choice has seen."""
+        cfg = self.method.cfg.model_copy(update={"scaling_factor": value})
+        return replace(self, method=Step(self.method.rule, cfg), scaling_factors=(), chosen_on=chosen_on)
 
 
 def find(kind: str, name: str) -> Rule:

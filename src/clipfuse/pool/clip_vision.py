@@ -1,5 +1,6 @@
 """The pool of `type: huggingface_clip_vision`: CLIP vision encoders from folders and the hub."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -20,6 +21,8 @@ from clipfuse.pool.task_vector import TaskVector
 if TYPE_CHECKING:
     import torch
     from transformers import CLIPImageProcessor, CLIPModel, CLIPVisionModel
+
+log = logging.getLogger(__name__)
 
 
 class HuggingFaceClipVisionPool:
@@ -112,6 +115,8 @@ class HuggingFaceClipVisionPool:
                 raise PoolError(f"{name}: another geometry: {key} is {vars(found)[key]}, the pool's {vars(lead)[key]}")
             if found.hidden_act != lead.hidden_act:
                 pool.warnings.append(f"{name}: activation {found.hidden_act}, the pool's {lead.hidden_act}")
+        for warning in pool.warnings:
+            log.warning("%s", warning)
         return pool
 
     def describe(self, name: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What models are measured on: tasks, splits, heads and preprocessing of one base; and measuring merges beside them."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from clipfuse.errors import ConfigError
 from clipfuse.evaluate import Candidate, Record, Score, evaluate
 from clipfuse.evaluate.metrics import wilson
 from clipfuse.evaluate.record import environment
-from clipfuse.fusion.merge import merge
+from clipfuse.fusion.merge import as_dtype, merge
 from clipfuse.fusion.merged import Merged
 from clipfuse.fusion.registry import Chain
 from clipfuse.heads import Head, zero_shot_heads
@@ -26,6 +27,8 @@ from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
 from clipfuse.run.progress import Stage
 from clipfuse.tasks import Task, TaskPoolConfig, catalog, find_task, fold, read_task
 from clipfuse.tiny import materialise
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -110,13 +113,15 @@ def open_bench(
     batch_size: int,
     limit: int | None,
     seed: int,
+    dtype: str = "float32",
 ) -> Bench:
     """Open splits first (they fail soonest), then the base, then encode the prompts."""
     opened = {name: tuple(open_split(task, name, limit, seed) for task in tasks) for name in splits}
     clip = open_base(base or known_base(geometry, "base"))
     preprocess = read_preprocess(clip.folder)
     heads = zero_shot_heads(clip, tasks)
-    return Bench(clip, tuple(tasks), opened, heads, preprocess, as_device(device), batch_size, limit)
+    where, kind = as_device(device), as_dtype(dtype) or torch.float32
+    return Bench(clip, tuple(tasks), opened, heads, preprocess, where, batch_size, limit, kind)
 
 
 def as_device(name: str) -> torch.device:
@@ -134,7 +139,7 @@ def as_device(name: str) -> torch.device:
 def measure(
     pool: HuggingFaceClipVisionPool,
     bench: Bench,
-    chains: Mapping[str, tuple[Chain, Sequence[str]]],
+    chains: Mapping[str, Chain],
     baselines: Literal["none", "own", "all"],
     stage: Stage,
     folder: Path | None = None,
@@ -143,13 +148,13 @@ def measure(
     """Merge each chain and score it on the test splits, beside the base and the experts.
 
     Args:
-        chains: Name in the table → chain and the data that it and the choice of its settings saw.
+        chains: What to merge, by name in the table.
         baselines: `own` scores each expert on its own task only, `all` on every task; both score the base.
         folder: Where merged weights, predictions and records go; in memory and nowhere if None.
         dtype: Of the merged weights; the base's by default.
     """
     merged = {}
-    for name, (chain, _) in chains.items():
+    for name, chain in chains.items():
         with stage(f"merge {name}", pool.weights.nbytes * chain.passes, "B") as told:
             merged[name] = merge(pool, chain, dtype=dtype, out=folder / "merged" if folder else None, progress=told)
     compute_in_background(file for checkpoint in pool.weights.checkpoints for file in checkpoint.files)
@@ -163,11 +168,13 @@ def measure(
     for score in scores:
         if score.model in merged:
             recipe = {**merged[score.model].recipe, "pool": [pool.describe(m["name"]) for m in pool.weights.members]}
-            records.append(bench.record(score, "test", "merged", recipe=recipe, uses=chains[score.model][1]))
+            records.append(bench.record(score, "test", "merged", recipe=recipe, uses=chains[score.model].uses))
         else:
             name = PRETRAINED if score.model == "pre-trained" else score.model
             role = "base" if name == PRETRAINED else "expert"
             records.append(bench.record(score, "test", role, source=pool.describe(name)))
+    for score in scores:
+        log.info("%s on %s: %d of %d, %.1f s", score.model, score.task, score.correct, score.n, score.seconds)
     records = with_normalised(records)
     if folder:
         save_predictions(folder / "predictions", scores)

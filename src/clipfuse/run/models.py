@@ -28,6 +28,7 @@ def evaluate_models(
     base: str | None = None,
     split: str = "test",
     device: str = "auto",
+    dtype: str = "float32",
     batch_size: int = 128,
     limit: int | None = None,
     seed: int = 0,
@@ -48,7 +49,7 @@ def evaluate_models(
     if len(set(bases.values())) > 1:
         found = ", ".join(f"{model}: {ref}" for model, ref in bases.items())
         raise ModelError(f"the models belong to different bases ({found}); evaluate them apart, or give base=")
-    bench = open_bench(tasks, bases[models[0]], None, (split,), device, batch_size, limit, seed)
+    bench = open_bench(tasks, bases[models[0]], None, (split,), device, batch_size, limit, seed, dtype)
     names = short_names(models)
     candidates = [candidate(names[model], at, bench) for model, at in located.items()]
     scores = bench.score(candidates, split, stage)

@@ -1,8 +1,10 @@
 """`run`: configuration → pool → merge → evaluation → report, in one folder."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from clipfuse.run.config import RunConfig
 from clipfuse.run.progress import Stage, silent
 from clipfuse.tasks import TaskPoolConfig
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -37,7 +41,7 @@ class RunResult:
 
 
 def run(tree: Mapping[str, Any], stage: Stage = silent) -> RunResult:
-    """Merge, evaluate, and write a run's folder: config, merged weights, records, predictions, report.
+    """Merge, evaluate, and write a run's folder: config, merged weights, records, predictions, report, log.
 
     Args:
         tree: The keys of `RunConfig`.
@@ -51,15 +55,15 @@ def run(tree: Mapping[str, Any], stage: Stage = silent) -> RunResult:
     folder = Path(config.out or f"runs/{datetime.now():%Y-%m-%d_%H%M%S}_{chain.method.rule.name}")
     check_output(folder, config.overwrite)
     pool, bench = open_run(config, chain)
-    with new_folder(folder, config.overwrite) as temporary:
+    with new_folder(folder, config.overwrite) as temporary, log_to(temporary / "log.txt"):
+        resolved = config.model_dump(mode="json", exclude={"out", "overwrite"}) | chain.to_tree()
+        write_text(temporary / "config.yaml", to_yaml(resolved))
         chosen = None
         if chain.scaling_factors:
-            chain, chosen = choose(pool, bench, chain, stage)
-        uses = (*chain.uses, *(("val_images", "val_labels") if chosen is not None else ()))
-        chains = {chain.method.rule.name: (chain, uses)}
-        records = measure(pool, bench, chains, config.baselines, stage, temporary, config.dtype)
-        write_report(temporary, records, [chain.method.rule.name])
-        write_text(temporary / "config.yaml", to_yaml(config.model_dump(mode="json") | chain.to_tree()))
+            chain, chosen = choose(pool, bench, chain, stage, config.dtype)
+        name = chain.method.rule.name
+        records = measure(pool, bench, {name: chain}, config.baselines, stage, temporary, config.dtype)
+        write_report(temporary, records, [name])
     return RunResult(folder, records, results_table(records), chosen)
 
 
@@ -88,18 +92,39 @@ def open_run(config: RunConfig, chain: Chain) -> tuple[HuggingFaceClipVisionPool
     )
 
 
-def choose(pool: HuggingFaceClipVisionPool, bench: Bench, chain: Chain, stage: Stage) -> tuple[Chain, float]:
+def choose(
+    pool: HuggingFaceClipVisionPool, bench: Bench, chain: Chain, stage: Stage, dtype: str | None = None
+) -> tuple[Chain, float]:
     """The value of λ with the best mean accuracy on the val splits; the smallest of equals. Merges once."""
     with stage(f"merge {chain.method.rule.name} once", pool.weights.nbytes * chain.passes, "B") as told:
-        candidates = sweep_candidates(sweep(pool, chain, progress=told), bench.base, bench.device)
+        found = sweep(pool, chain, dtype=dtype, progress=told)
+        candidates = sweep_candidates(found, bench.base, bench.device)
     scores = bench.score(list(candidates.values()), "val", stage)
-    means = {
-        value: sum(score.correct / score.n for score in scores if score.model == candidate.name)
-        for value, candidate in candidates.items()
-    }
+    means = {}
+    for value, candidate in candidates.items():
+        shares = [score.correct / score.n for score in scores if score.model == candidate.name]
+        means[value] = sum(shares) / len(shares)
+        log.info("scaling_factor=%g: %.2f %% on val", value, 100 * means[value])
     best = max(sorted(means), key=lambda value: means[value])
-    cfg = chain.method.cfg.model_copy(update={"scaling_factor": best})
-    return replace(chain, method=replace(chain.method, cfg=cfg), scaling_factors=()), best
+    log.info("scaling_factor=%g is chosen", best)
+    return chain.with_scaling_factor(best, ("val_images", "val_labels")), best
+
+
+@contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Keep clipfuse's log of what is done inside in a file."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root = logging.getLogger("clipfuse")
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+        handler.close()
 
 
 def to_yaml(tree: Mapping[str, Any]) -> str:

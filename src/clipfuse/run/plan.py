@@ -5,14 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipfuse.checkpoints.writer import check_space
+from clipfuse.checkpoints.writer import check_output, check_space
 from clipfuse.config import parse
 from clipfuse.fusion.engine import check_chain
 from clipfuse.fusion.merge import as_dtype
-from clipfuse.fusion.registry import Chain, configure
+from clipfuse.fusion.registry import Chain
 from clipfuse.pool import HuggingFaceClipVisionPool
 from clipfuse.pool.view import SLICE, available_cores, slices
 from clipfuse.run.bench import find_tasks
+from clipfuse.run.config import RunConfig
+from clipfuse.run.pipeline import chain_of
 from clipfuse.tasks import TaskPoolConfig
 
 TEMPORARIES = 4
@@ -44,14 +46,16 @@ def make_plan(tree: Mapping[str, Any]) -> Plan:
     Raises:
         ClipfuseError: one line for the first thing that is wrong.
     """
-    chain = configure(tree["method"], tree.get("edits", ()), tree.get("finishes", ()), tree.get("seed", 0))
-    taskpool = tree.get("taskpool")
-    tasks = find_tasks(parse(TaskPoolConfig, taskpool, "taskpool")) if taskpool else []
-    dtype = as_dtype(tree.get("dtype"))
-    pool = HuggingFaceClipVisionPool.from_tree(tree["modelpool"]).weights
+    config = parse(RunConfig, {"taskpool": {"tasks": []}, **tree}, "run")
+    chain = chain_of(config)
+    tasks = find_tasks(parse(TaskPoolConfig, config.taskpool, "taskpool"))
+    dtype = as_dtype(config.dtype)
+    if config.out:
+        check_output(Path(config.out), config.overwrite)
+    pool = HuggingFaceClipVisionPool.from_tree(config.modelpool).weights
     check_chain(chain, pool)
     written = sum(spec.numel * (dtype or spec.dtype).itemsize for spec in pool.specs.values())
-    check_space(Path(tree.get("out") or "."), written)
+    check_space(Path(config.out or "."), written)
     return Plan(
         method=" + ".join([*[step.rule.name for step in chain.edits], chain.method.rule.name]),
         experts=pool.tasks,

@@ -31,12 +31,11 @@ def quickstart(
     tasks = find_tasks(parse(TaskPoolConfig, load_preset("taskpool", "tiny"), "taskpool"))
     base = pool.get_model_config("_pretrained_").path
     bench = open_bench(tasks, base, None, ("test", "val"), device, batch_size, limit, seed)
-    chains: dict[str, tuple[Chain, tuple[str, ...]]] = {}
+    chains: dict[str, Chain] = {}
     for title, (method, edits) in SHOWN.items():
         chain = configure(method, edits, seed=seed)
         if chain.scaling_factors:
             chain, value = choose(pool, bench, chain, stage)
-            chains[f"{title} λ={value:g}"] = chain, ("val_images", "val_labels")
-        else:
-            chains[title] = chain, ()
+            title = f"{title} λ={value:g}"
+        chains[title] = chain
     return measure(pool, bench, chains, "all", stage)
