@@ -55,6 +55,7 @@ def test_packaged_data():
     ("ref", "said"),
     [
         ("./nowhere", "./nowhere: no such file or folder; a hub id has the form org/name or org/name@revision"),
+        ("", "path: no such file or folder; a hub id has the form org/name or org/name@revision"),
         ("a/b/c", "a/b/c: no such file or folder; a hub id has the form org/name or org/name@revision"),
         ("pkg://no_such_package/a", "pkg://no_such_package/a: no package 'no_such_package' is installed"),
         ("pkg://", "pkg://: no package '' is installed"),

@@ -164,7 +164,7 @@ def test_experts_of_other_heads_or_patches_are_refused(pool_yaml: Path):
     for change in ({"num_attention_heads": 4}, {"patch_size": 16}):
         path.write_text(json.dumps(SMALL.to_config() | change))
         with pytest.raises(PoolError, match="signs: another geometry"):
-            clipfuse.HuggingFaceClipVisionPool.from_yaml(pool_yaml).weights
+            _ = clipfuse.HuggingFaceClipVisionPool.from_yaml(pool_yaml).weights
     path.write_text(json.dumps(SMALL.to_config() | {"hidden_act": "gelu"}))
     assert any("activation gelu" in w for w in clipfuse.HuggingFaceClipVisionPool.from_yaml(pool_yaml).weights.warnings)
 

@@ -54,7 +54,7 @@ def test_a_pool_without_a_base(pool_yaml: Path):
         with pytest.raises(PoolError, match="no _pretrained_"):
             act()
     with pytest.raises(PoolError, match="no _pretrained_ model, so there is no base"):
-        next(iter(pool)).deltas  # noqa: B018
+        _ = next(iter(pool)).deltas
 
 
 def test_configuration_is_what_the_file_says(pool: HuggingFaceClipVisionPool):

@@ -81,8 +81,10 @@ def locate(ref: str, needs: Sequence[str] = VISION) -> Located:
     hub = hub_ref(ref)
     if hub is None:
         path = package_path(ref) if ref.startswith(PACKAGE) else Path(ref).expanduser()
-        if not path.exists():
-            raise LocateError(f"{ref}: no such file or folder; a hub id has the form org/name or org/name@revision")
+        if not ref or not path.exists():
+            raise LocateError(
+                f"{ref or 'path'}: no such file or folder; a hub id has the form org/name or org/name@revision"
+            )
         return Located(ref, path)
     if hub.revision and COMMIT.fullmatch(hub.revision) and (cached := in_cache(hub, needs)):
         return Located(ref, cached, hub.revision)

@@ -2,19 +2,13 @@
 
 from dataclasses import asdict
 
-from clipfuse.cli.options import Dtype, Json, Out, Overwrite, Seed, Words, megabytes, need, print_json, tree_of
+from clipfuse.cli.options import Given, Json, Words, megabytes, need, options, print_json, tree_of
 
 
-def command(
-    words: Words = None,
-    out: Out = None,
-    overwrite: Overwrite = False,
-    dtype: Dtype = None,
-    seed: Seed = None,
-    as_json: Json = False,
-) -> None:
+@options("out", "overwrite", "device", "dtype", "batch_size", "seed", "limit", "verbose")
+def command(given: Given, words: Words = None, as_json: Json = False) -> None:
     """Verify a run or merge and print what it will cost, without reading weights."""
-    tree = tree_of(words, {"out": out, "overwrite": overwrite, "dtype": dtype, "seed": seed})
+    tree = tree_of(words, given)
     need(tree, "method", "task_arithmetic")
     need(tree, "modelpool", "clip-vit-base-patch32_TA8")
     from clipfuse.run.plan import make_plan

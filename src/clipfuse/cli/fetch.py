@@ -4,15 +4,16 @@ from typing import Annotated
 
 import typer
 
-from clipfuse.cli.options import Json, Words, megabytes, print_json, say, take, tree_of
+from clipfuse.cli.options import Given, Json, Words, megabytes, options, print_json, say, take, tree_of
 from clipfuse.errors import ConfigError
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be downloaded.")]
 
 
-def command(words: Words = None, dry_run: DryRun = False, as_json: Json = False) -> None:
+@options("verbose")
+def command(given: Given, words: Words = None, dry_run: DryRun = False, as_json: Json = False) -> None:
     """Download what a pool or suite needs from the hub: modelpool= or taskpool= or both."""
-    tree = take(tree_of(words, {}), "modelpool", "taskpool", "base")
+    tree = take(tree_of(words, given), "modelpool", "taskpool", "base")
     if not tree.get("modelpool") and not tree.get("taskpool"):
         raise ConfigError("fetch: takes modelpool= or taskpool=, as in modelpool=clip-vit-base-patch32_TA8")
     from clipfuse.config import parse

@@ -2,37 +2,14 @@
 
 import time
 
-from clipfuse.cli.options import (
-    Dtype,
-    Json,
-    Out,
-    Overwrite,
-    Seed,
-    Verbose,
-    Words,
-    bar,
-    megabytes,
-    need,
-    print_json,
-    show_log,
-    take,
-    tree_of,
-)  # fmt: skip
+from clipfuse.cli.options import Given, Json, Words, bar, megabytes, need, options, print_json, take, tree_of
 from clipfuse.errors import ConfigError
 
 
-def command(
-    words: Words = None,
-    out: Out = None,
-    overwrite: Overwrite = False,
-    dtype: Dtype = None,
-    seed: Seed = None,
-    as_json: Json = False,
-    verbose: Verbose = False,
-) -> None:
-    """Merge a pool into a Hugging Face folder: method= modelpool= --out DIR."""
-    show_log(verbose)
-    tree = tree_of(words, {"out": out, "overwrite": overwrite, "dtype": dtype, "seed": seed})
+@options("out", "overwrite", "dtype", "seed", "verbose")
+def command(given: Given, words: Words = None, as_json: Json = False) -> None:
+    """Merge a pool into a Hugging Face folder: method= modelpool= --out DIR, then key=value."""
+    tree = tree_of(words, given)
     tree.pop("taskpool", None)
     take(tree, "method", "modelpool", "edits", "finishes", "seed", "dtype", "out", "overwrite")
     method, modelpool = need(tree, "method", "task_arithmetic"), need(tree, "modelpool", "clip-vit-base-patch32_TA8")

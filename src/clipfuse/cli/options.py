@@ -1,5 +1,7 @@
-"""What verbs share: their options, `key=value` words, progress, and output."""
+"""What verbs share: options, `key=value` words, progress, and output."""
 
+import functools
+import inspect
 import json
 import logging
 import sys
@@ -12,7 +14,7 @@ import typer
 
 from clipfuse.config import apply_overrides, load_preset
 from clipfuse.config.fusionbench import translate
-from clipfuse.errors import ConfigError
+from clipfuse.errors import ConfigError, unknown
 
 Words = Annotated[
     list[str] | None,
@@ -20,15 +22,50 @@ Words = Annotated[
         metavar="[FILE.yaml] [KEY=VALUE]...", help="A run's YAML file or preset, then method=, modelpool=, …"
     ),
 ]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps: for forward passes.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, float16, bfloat16: of the merged weights.")]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Images a forward pass.")]
-Seed = Annotated[int | None, typer.Option(help="For random edits, carved splits and --limit.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Score only so many images a split, a seeded choice.")]
-Out = Annotated[str | None, typer.Option("--out", "-o", help="Folder to write; it must be empty or new.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what clipfuse left there before.")]
 Json = Annotated[bool, typer.Option("--json", help="Print data as JSON on standard output.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more of what is done.")]
+
+OPTIONS: dict[str, tuple[Any, Any]] = {
+    "out": (str | None, typer.Option("--out", "-o", help="Folder to write; it must be empty or new.")),
+    "overwrite": (bool, typer.Option("--overwrite", help="Replace what clipfuse left there before.")),
+    "device": (str | None, typer.Option(help="Of the forward passes: auto, cpu, cuda, cuda:1, mps.")),
+    "dtype": (str | None, typer.Option(help="Of what is computed or written: float32, float16, bfloat16.")),
+    "batch_size": (int | None, typer.Option(min=1, help="Images a forward pass.")),
+    "seed": (int | None, typer.Option(help="For random edits, carved splits and --limit.")),
+    "limit": (int | None, typer.Option(min=1, help="Score only so many images a split, a seeded choice.")),
+    "verbose": (bool, typer.Option("--verbose", "-v", help="Say more of what is done.")),
+}
+"""The options that mean the same in every verb: name → type and how typer shows it."""
+
+Given = dict[str, Any]
+"""Options that were given, by name."""
+
+
+def options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a verb the shared options `names`; it receives those that were given as its keyword `given`."""
+
+    def wrap(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def verb(**values: Any) -> None:
+            found = {name: values.pop(name) for name in names}
+            show_log(bool(found.pop("verbose", False)))
+            function(**values, given={name: value for name, value in found.items() if value not in (None, False)})
+
+        own = [p for p in inspect.signature(function).parameters.values() if p.name != "given"]
+        shared = []
+        for name in names:
+            kind, shown = OPTIONS[name]
+            default = False if kind is bool else None
+            shared.append(
+                inspect.Parameter(
+                    name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, shown]
+                )
+            )
+        own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        verb.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+        verb.__annotations__ = {p.name: p.annotation for p in [*own, *shared]}
+        return verb
+
+    return wrap
 
 
 def tree_of(words: Sequence[str] | None, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,13 +83,11 @@ def tree_of(words: Sequence[str] | None, given: Mapping[str, Any]) -> dict[str, 
     tree, notes = translate(tree)
     for note in notes:
         say(f"note: {note}")
-    return tree | {key: value for key, value in given.items() if value is not None and value is not False}
+    return tree | dict(given)
 
 
 def take(tree: dict[str, Any], *keys: str) -> dict[str, Any]:
     """`tree`, if it has no other keys than `keys`. Raises ConfigError with the nearest known key."""
-    from clipfuse.errors import unknown
-
     for key in tree:
         if key not in keys:
             raise ConfigError(unknown("key", key, keys))

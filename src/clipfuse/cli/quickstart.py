@@ -1,17 +1,16 @@
 """`clipfuse quickstart`."""
 
-from clipfuse.cli.options import BatchSize, Device, Json, Limit, Seed, bar, print_json, say
+from clipfuse.cli.options import Given, Json, bar, options, print_json, say
 
 
-def command(
-    device: Device = None, batch_size: BatchSize = None, limit: Limit = None, seed: Seed = None, as_json: Json = False
-) -> None:
+@options("device", "batch_size", "limit", "seed", "verbose")
+def command(given: Given, as_json: Json = False) -> None:
     """Merge the offline suite's experts by several methods and score base, experts and merged models. No network."""
     say("The tiny suite: a small CLIP and its experts, shipped with clipfuse. Merging and scoring …")
     from clipfuse.report import results_table
     from clipfuse.run.quickstart import quickstart
 
-    records = quickstart(bar, device or "auto", batch_size or 128, limit, seed or 0)
+    records = quickstart(given, bar)
     if as_json:
         print_json([record.model_dump(mode="json") for record in records])
         return

@@ -1,41 +1,12 @@
 """`clipfuse run`."""
 
-from clipfuse.cli.options import (
-    BatchSize,
-    Device,
-    Dtype,
-    Json,
-    Limit,
-    Out,
-    Overwrite,
-    Seed,
-    Verbose,
-    Words,
-    bar,
-    need,
-    print_json,
-    say,
-    show_log,
-    tree_of,
-)  # fmt: skip
+from clipfuse.cli.options import Given, Json, Words, bar, need, options, print_json, say, tree_of
 
 
-def command(
-    words: Words = None,
-    out: Out = None,
-    overwrite: Overwrite = False,
-    device: Device = None,
-    dtype: Dtype = None,
-    batch_size: BatchSize = None,
-    seed: Seed = None,
-    limit: Limit = None,
-    as_json: Json = False,
-    verbose: Verbose = False,
-) -> None:
-    """Merge, evaluate and report into one folder: method= modelpool= taskpool=."""
-    show_log(verbose)
-    given = {"out": out, "overwrite": overwrite, "device": device, "dtype": dtype, "batch_size": batch_size}
-    tree = tree_of(words, given | {"seed": seed, "limit": limit})
+@options("out", "overwrite", "device", "dtype", "batch_size", "seed", "limit", "verbose")
+def command(given: Given, words: Words = None, as_json: Json = False) -> None:
+    """Merge, evaluate and report into one folder: method= modelpool= taskpool=, then key=value."""
+    tree = tree_of(words, given)
     need(tree, "method", "task_arithmetic")
     need(tree, "modelpool", "clip-vit-base-patch32_TA8")
     need(tree, "taskpool", "TA8")

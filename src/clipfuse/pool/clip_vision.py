@@ -33,7 +33,7 @@ class HuggingFaceClipVisionPool:
     Args:
         config: The checked configuration; see `from_yaml` for the usual way in.
 
-    Example:
+    Examples:
         >>> pool = HuggingFaceClipVisionPool.from_yaml("clip-vit-base-patch32_TA8")
         >>> pool.model_names
         ('sun397', 'stanford_cars', 'resisc45', 'eurosat', 'svhn', 'gtsrb', 'mnist', 'dtd')

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from clipfuse.cache import cache_folder
-from clipfuse.checkpoints.geometry import Geometry
 from clipfuse.checkpoints.hashes import compute_in_background
 from clipfuse.data import Preprocess, Split, open_split, read_preprocess
 from clipfuse.errors import ConfigError
@@ -22,8 +21,9 @@ from clipfuse.fusion.merge import as_dtype, merge
 from clipfuse.fusion.merged import Merged
 from clipfuse.fusion.registry import Chain
 from clipfuse.heads import Head, zero_shot_heads
-from clipfuse.models.encoder import ClipBase, VisionEncoder, known_base, open_base
+from clipfuse.models.encoder import ClipBase, VisionEncoder, open_base
 from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
+from clipfuse.run.config import MeasureConfig
 from clipfuse.run.progress import Stage
 from clipfuse.tasks import Task, TaskPoolConfig, catalog, find_task, fold, read_task
 from clipfuse.tiny import materialise
@@ -105,23 +105,16 @@ def tiny_folder() -> Path:
 
 
 def open_bench(
-    tasks: Sequence[Task],
-    base: str | None,
-    geometry: Geometry | None,
-    splits: Sequence[str],
-    device: str,
-    batch_size: int,
-    limit: int | None,
-    seed: int,
-    dtype: str = "float32",
+    tasks: Sequence[Task], base: str, splits: Sequence[str], config: MeasureConfig, dtype: str = "float32"
 ) -> Bench:
-    """Open splits first (they fail soonest), then the base, then encode the prompts."""
-    opened = {name: tuple(open_split(task, name, limit, seed) for task in tasks) for name in splits}
-    clip = open_base(base or known_base(geometry, "base"))
+    """Open the splits first (they fail soonest), then the base, then encode the prompts."""
+    device = as_device(config.device)
+    opened = {name: tuple(open_split(task, name, config.limit, config.seed) for task in tasks) for name in splits}
+    clip = open_base(base)
     preprocess = read_preprocess(clip.folder)
     heads = zero_shot_heads(clip, tasks)
-    where, kind = as_device(device), as_dtype(dtype) or torch.float32
-    return Bench(clip, tuple(tasks), opened, heads, preprocess, where, batch_size, limit, kind)
+    kind = as_dtype(dtype) or torch.float32
+    return Bench(clip, tuple(tasks), opened, heads, preprocess, device, config.batch_size, config.limit, kind)
 
 
 def as_device(name: str) -> torch.device:

@@ -1,4 +1,4 @@
-"""The configuration of a whole run."""
+"""The configuration of whole jobs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -10,7 +10,33 @@ from clipfuse.config import Config
 RuleTree = str | Mapping[str, Any]
 
 
-class RunConfig(Config):
+class MeasureConfig(Config):
+    """How models are measured: what every job that scores models takes."""
+
+    seed: int = 0
+    """For random edits, carved splits and limits."""
+    device: str = "auto"
+    """For forward passes: auto, cpu, cuda, cuda:1, mps."""
+    batch_size: int = Field(128, ge=1)
+    """Images a forward pass."""
+    limit: int | None = Field(None, ge=1)
+    """Images a split; None is all."""
+
+
+class EvaluateConfig(MeasureConfig):
+    """Scoring models that are there already."""
+
+    taskpool: Mapping[str, Any]
+    """The tasks' YAML."""
+    base: str | None = None
+    """The CLIP that gives text encoder, projections and processor; found from the models by default."""
+    split: str = "test"
+    """Split that is scored."""
+    dtype: str = "float32"
+    """Of the forward passes."""
+
+
+class RunConfig(MeasureConfig):
     """A whole run: what is merged how, and what that is measured on."""
 
     modelpool: Mapping[str, Any]
@@ -27,16 +53,8 @@ class RunConfig(Config):
     """Split that a list of values is chosen on."""
     baselines: Literal["none", "own", "all"] = "own"
     """What is scored beside the merge: the base on all tasks and each expert on its `own` task, or on `all`."""
-    seed: int = 0
-    """For random edits, carved splits and limits."""
     dtype: str | None = None
     """Of the merged weights; the base's by default."""
-    device: str = "auto"
-    """For forward passes: auto, cpu, cuda, cuda:1, mps."""
-    batch_size: int = Field(128, ge=1)
-    """Images a forward pass."""
-    limit: int | None = Field(None, ge=1)
-    """Images a split; None is all."""
     out: str | None = None
     """Folder of the run; `runs/<time>_<method>` by default."""
     overwrite: bool = False

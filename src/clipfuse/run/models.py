@@ -9,6 +9,7 @@ from clipfuse.checkpoints.checkpoint import open_checkpoint
 from clipfuse.checkpoints.geometry import read_geometry
 from clipfuse.checkpoints.hashes import compute_hash
 from clipfuse.checkpoints.locate import Located
+from clipfuse.config import parse
 from clipfuse.errors import ModelError
 from clipfuse.evaluate import Candidate, Record
 from clipfuse.fusion.merged import read_recipe
@@ -17,44 +18,35 @@ from clipfuse.models.encoder import VisionEncoder, known_base
 from clipfuse.pool import PRETRAINED
 from clipfuse.pool.clip_vision import locate_all
 from clipfuse.run.bench import Bench, find_tasks, open_bench
+from clipfuse.run.config import EvaluateConfig
 from clipfuse.run.progress import Stage, silent
 from clipfuse.tasks import TaskPoolConfig
 
 
-def evaluate_models(
-    models: Sequence[str],
-    taskpool: TaskPoolConfig,
-    *,
-    base: str | None = None,
-    split: str = "test",
-    device: str = "auto",
-    dtype: str = "float32",
-    batch_size: int = 128,
-    limit: int | None = None,
-    seed: int = 0,
-    stage: Stage = silent,
-) -> list[Record]:
-    """Score models (folders or hub ids) on a task pool.
+def evaluate_models(models: Sequence[str], tree: Mapping[str, Any], stage: Stage = silent) -> list[Record]:
+    """Score models (folders or hub ids) on a task pool; `tree` has the keys of `EvaluateConfig`.
 
     The text encoder, projection and processor come from `base`, else the merged folder's recipe, else the one known
     base of the geometry.
 
     Raises:
+        ConfigError: keys or values that `EvaluateConfig` does not take.
         ModelError: no base is known, or the models belong to different ones.
         LocateError, CheckpointError, TaskError: what cannot be found or read.
     """
+    config = parse(EvaluateConfig, tree, "evaluate")
+    taskpool = parse(TaskPoolConfig, config.taskpool, "taskpool")
     located = locate_all({model: model for model in models})
-    tasks = find_tasks(taskpool)
-    bases = {model: base or taskpool.base or base_of(at) for model, at in located.items()}
+    bases = {model: config.base or taskpool.base or base_of(at) for model, at in located.items()}
     if len(set(bases.values())) > 1:
         found = ", ".join(f"{model}: {ref}" for model, ref in bases.items())
         raise ModelError(f"the models belong to different bases ({found}); evaluate them apart, or give base=")
-    bench = open_bench(tasks, bases[models[0]], None, (split,), device, batch_size, limit, seed, dtype)
+    bench = open_bench(find_tasks(taskpool), bases[models[0]], (config.split,), config, config.dtype)
     names = short_names(models)
     candidates = [candidate(names[model], at, bench) for model, at in located.items()]
-    scores = bench.score(candidates, split, stage)
+    scores = bench.score(candidates, config.split, stage)
     at_name = {names[model]: at for model, at in located.items()}
-    return [bench.record(score, split, **origin(at_name[score.model])) for score in scores]
+    return [bench.record(score, config.split, **origin(at_name[score.model])) for score in scores]
 
 
 def base_of(at: Located) -> str:

@@ -19,6 +19,7 @@ from clipfuse.evaluate.sweep import sweep_candidates
 from clipfuse.fusion.engine import check_chain
 from clipfuse.fusion.merge import as_dtype, sweep
 from clipfuse.fusion.registry import Chain, configure
+from clipfuse.models.encoder import known_base
 from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
 from clipfuse.report import Table, results_table
 from clipfuse.report.write import write_report
@@ -85,11 +86,10 @@ def open_run(config: RunConfig, chain: Chain) -> tuple[HuggingFaceClipVisionPool
     taskpool = parse(TaskPoolConfig, config.taskpool, "taskpool")
     tasks = find_tasks(taskpool)
     check_chain(chain, pool.weights)
-    base = taskpool.base or (pool.get_model_config(PRETRAINED).path if pool.has_pretrained else None)
+    own = pool.get_model_config(PRETRAINED).path if pool.has_pretrained else None
+    base = taskpool.base or own or known_base(pool.weights.geometry, "the pool")
     splits = ("test", "val") if chain.scaling_factors else ("test",)
-    return pool, open_bench(
-        tasks, base, pool.weights.geometry, splits, config.device, config.batch_size, config.limit, config.seed
-    )
+    return pool, open_bench(tasks, base, splits, config)
 
 
 def choose(

@@ -1,10 +1,14 @@
 """`quickstart`: base, experts and fused models of the offline suite, on every one of its tasks."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from clipfuse.config import load_preset, parse
 from clipfuse.evaluate import Record
 from clipfuse.fusion.registry import Chain, configure
-from clipfuse.pool import HuggingFaceClipVisionPool
+from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
 from clipfuse.run.bench import find_tasks, measure, open_bench
+from clipfuse.run.config import MeasureConfig
 from clipfuse.run.pipeline import choose
 from clipfuse.run.progress import Stage, silent
 from clipfuse.tasks import TaskPoolConfig
@@ -23,17 +27,20 @@ SHOWN: dict[str, tuple[dict[str, object], list[str]]] = {
 """Name in the table → method and edits."""
 
 
-def quickstart(
-    stage: Stage = silent, device: str = "auto", batch_size: int = 128, limit: int | None = None, seed: int = 0
-) -> list[Record]:
-    """Records of the tiny suite's base, experts and fused models; λ is chosen on the val splits."""
+def quickstart(tree: Mapping[str, Any] | None = None, stage: Stage = silent) -> list[Record]:
+    """Records of the tiny suite's base, experts and fused models; λ is chosen on the val splits.
+
+    Args:
+        tree: The keys of `MeasureConfig`.
+        stage: Shows progress.
+    """
+    config = parse(MeasureConfig, tree or {}, "quickstart")
     pool = HuggingFaceClipVisionPool.from_tree(load_preset("modelpool", "tiny"))
     tasks = find_tasks(parse(TaskPoolConfig, load_preset("taskpool", "tiny"), "taskpool"))
-    base = pool.get_model_config("_pretrained_").path
-    bench = open_bench(tasks, base, None, ("test", "val"), device, batch_size, limit, seed)
+    bench = open_bench(tasks, pool.get_model_config(PRETRAINED).path, ("test", "val"), config)
     chains: dict[str, Chain] = {}
     for title, (method, edits) in SHOWN.items():
-        chain = configure(method, edits, seed=seed)
+        chain = configure(method, edits, seed=config.seed)
         if chain.scaling_factors:
             chain, value = choose(pool, bench, chain, stage)
             title = f"{title} λ={value:g}"
