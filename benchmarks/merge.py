@@ -117,8 +117,8 @@ def table(cases: list[Case], floors: list[float], bare: Run) -> str:
     """Markdown; ratios are medians of the rounds' ratios with their range."""
 
     def ratio(seconds: list[float]) -> str:
-        pairs = zip(seconds, floors, strict=False)  # slow peers sit out the rounds
-        return spread([second / low for second, low in pairs], 1) if seconds else "-"
+        lows = floors if len(seconds) == len(floors) else [median(floors)] * len(seconds)  # a slow peer has one
+        return spread([second / low for second, low in zip(seconds, lows, strict=True)], 1) if seconds else "-"
 
     def memory(case: Case) -> str:
         if case.warm is None or case.warm.anonymous is None or bare.anonymous is None:

@@ -63,8 +63,10 @@ def hub_ref(ref: str) -> HubRef | None:
     return HubRef(match["repo"], match["revision"]) if match else None
 
 
-def package_path(ref: str) -> Path:
-    """The folder that `pkg://clipfuse/tiny/weights/base` means: data inside an installed package."""
+def local_path(ref: str) -> Path:
+    """The path that is meant; `pkg://clipfuse/tiny/weights/base` is data inside an installed package."""
+    if not ref.startswith(PACKAGE):
+        return Path(ref).expanduser()
     name, _, inside = ref.removeprefix(PACKAGE).partition("/")
     spec = find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
@@ -80,7 +82,7 @@ def locate(ref: str, needs: Sequence[str] = VISION) -> Located:
     """
     hub = hub_ref(ref)
     if hub is None:
-        path = package_path(ref) if ref.startswith(PACKAGE) else Path(ref).expanduser()
+        path = local_path(ref)
         if not ref or not path.exists():
             raise LocateError(
                 f"{ref or 'path'}: no such file or folder; a hub id has the form org/name or org/name@revision"

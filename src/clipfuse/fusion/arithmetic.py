@@ -1,11 +1,10 @@
 """Means and sums: simple and weighted average, task arithmetic."""
 
-from collections.abc import Mapping, Sequence
-
 from torch import Tensor
 
 from clipfuse.config import Config, EmptyConfig
-from clipfuse.errors import ConfigError, unknown
+from clipfuse.errors import ConfigError
+from clipfuse.fusion.blocks import Weights, total, weight_row, weighted_total
 from clipfuse.fusion.registry import DeltaConfig, Paper, method
 from clipfuse.pool import Leaf, PoolView
 from clipfuse.shapes import Float
@@ -26,30 +25,6 @@ TASK_ARITHMETIC = Paper(
     "ICLR",
 )
 
-Weights = Mapping[str, float] | Sequence[float]
-"""One number an expert: by name, or in the pool's order."""
-
-
-def weight_row(weights: Weights, tasks: tuple[str, ...]) -> list[float]:
-    """The weights in the pool's order. Raises ConfigError for a name or a count that does not fit the pool."""
-    if isinstance(weights, Mapping):
-        for name in weights:
-            if name not in tasks:
-                raise ConfigError("method.weights: " + unknown("expert", name, tasks))
-        if missing := [task for task in tasks if task not in weights]:
-            raise ConfigError(f"method.weights: expert {missing[0]!r} has none")
-        return [weights[task] for task in tasks]
-    if len(weights) != len(tasks):
-        raise ConfigError(f"method.weights: {len(weights)} numbers for {len(tasks)} experts ({', '.join(tasks)})")
-    return list(weights)
-
-
-def weighted_sum(rows: Float[Tensor, "task *shape"], weights: Sequence[float]) -> Float[Tensor, "*shape"]:
-    total = rows[0] * weights[0]
-    for row, weight in zip(rows[1:], weights[1:], strict=True):
-        total.add_(row * weight)
-    return total
-
 
 @method(paper=SOUPS, grain="element", returns="weights")
 def simple_average(leaf: Leaf, cfg: EmptyConfig) -> Float[Tensor, "*shape"]:
@@ -59,7 +34,7 @@ def simple_average(leaf: Leaf, cfg: EmptyConfig) -> Float[Tensor, "*shape"]:
 
     Source: uniform soup, section 2.
     """
-    return leaf.experts.mean(0)
+    return total(leaf.experts).div_(len(leaf.tasks))
 
 
 class WeightedAverage(Config):
@@ -91,7 +66,7 @@ def weighted_average(leaf: Leaf, cfg: WeightedAverage, weights: list[float]) -> 
 
     Source: section 2, with given instead of learned coefficients.
     """
-    return weighted_sum(leaf.experts, weights)
+    return weighted_total(leaf.experts, weights)
 
 
 class TaskArithmetic(DeltaConfig):
@@ -118,4 +93,4 @@ def task_arithmetic(leaf: Leaf, cfg: TaskArithmetic, weights: list[float] | None
 
     Source: section 2; λ = 0.3 as in section 4.2.
     """
-    return leaf.deltas.sum(0) if weights is None else weighted_sum(leaf.deltas, weights)
+    return total(leaf.deltas) if weights is None else weighted_total(leaf.deltas, weights)

@@ -133,7 +133,7 @@ def run(prepared: Prepared, sink: Sink, specs: Mapping[str, TensorSpec]) -> Coun
         sink.write(leaf.name, final.to(specs[leaf.name].dtype), leaf.start)
         return leaf.tally
 
-    return sum(prepared.view.map_raw(work, prepared.chain.grain), Counter())
+    return sum(prepared.view.map_raw(work, prepared.chain.grain, last=True), Counter())
 
 
 def run_unscaled(prepared: Prepared, sink: Sink) -> Counter[str]:
@@ -143,7 +143,7 @@ def run_unscaled(prepared: Prepared, sink: Sink) -> Counter[str]:
         sink.write(leaf.name, merged_leaf(prepared, leaf), leaf.start)
         return leaf.tally
 
-    return sum(prepared.view.map_raw(work, prepared.chain.grain), Counter())
+    return sum(prepared.view.map_raw(work, prepared.chain.grain, last=True), Counter())
 
 
 def run_scaled(

@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from clipfuse.fusion.blocks import total
 from clipfuse.fusion.registry import DeltaConfig, Paper, method
 from clipfuse.pool import Leaf, PoolView
 from clipfuse.shapes import Float
@@ -41,19 +42,19 @@ class Election:
 
 
 def hold_election(view: PoolView, cfg: Ties) -> Election:
-    """Floors in about two passes; the majority sign in one, which counts elected signs."""
+    """Floors in a sample and, as a rule, one pass; the majority sign in one more, which counts elected signs."""
     floors = kth_magnitudes(view, cfg.keep) if cfg.keep < 1 else torch.zeros(len(view.tasks))
-    ballot = sum(view.map(lambda leaf: int(trim(leaf.deltas, floors).sum(0).sign_().sum())))
+    ballot = sum(view.map(lambda leaf: int(total(trim(leaf.deltas, floors)).sign_().sum())))
     return Election(floors, float((ballot > 0) - (ballot < 0)))
 
 
-@method(paper=TIES, grain="element", prepare=hold_election, passes=3)
+@method(paper=TIES, grain="element", prepare=hold_election, passes=2)
 def ties_merging(leaf: Leaf, cfg: Ties, election: Election) -> Float[Tensor, "*shape"]:
     """Task arithmetic without interference (Yadav et al., 2023).
 
     Trim τ_k to |τ_k| ≥ its (d − ⌊keep·d⌋)-th smallest magnitude over all d entries of the model (keep = 1 keeps
     everything); elect s = sign(Σ_k τ_k), zeros take the majority sign of the model; Δ = sum or mean of the trimmed
-    entries whose sign is s. Four passes: a sample, one for the floors, one for the majority, one to merge.
+    entries whose sign is s. Three passes: one for the floors (after a sample), one for the majority, one to merge.
 
     Deviations: the paper merges by the disjoint mean with λ = 1 (`merge=mean scaling_factor=1`); the figures that
     the field compares with are made with the disjoint sum and λ = 0.3, which is the default.
@@ -61,11 +62,11 @@ def ties_merging(leaf: Leaf, cfg: Ties, election: Election) -> Float[Tensor, "*s
     Source: algorithm 1.
     """
     trimmed = trim(leaf.deltas, election.floors)
-    sign = trimmed.sum(0).sign_()
+    sign = total(trimmed).sign_()
     sign[sign == 0] = election.majority
     agreeing = trimmed.mul_(sign).clamp_min_(0)  # |entry| where the signs agree, else 0
-    merged = agreeing.sum(0).mul_(sign)
-    return merged if cfg.merge == "sum" else merged.div_(agreeing.sign_().sum(0).clamp_min_(1))
+    merged = total(agreeing).mul_(sign)
+    return merged if cfg.merge == "sum" else merged.div_(total(agreeing.sign_()).clamp_min_(1))
 
 
 def trim(deltas: Float[Tensor, "task *shape"], floors: Float[Tensor, "task"]) -> Float[Tensor, "task *shape"]:

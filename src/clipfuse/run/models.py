@@ -7,8 +7,8 @@ from typing import Any
 
 from clipfuse.checkpoints.checkpoint import open_checkpoint
 from clipfuse.checkpoints.geometry import read_geometry
-from clipfuse.checkpoints.hashes import compute_hash
-from clipfuse.checkpoints.locate import Located
+from clipfuse.checkpoints.hashes import compute_in_background, known_hash
+from clipfuse.checkpoints.locate import Located, hub_ref, local_path
 from clipfuse.config import parse
 from clipfuse.errors import ModelError
 from clipfuse.evaluate import Candidate, Record
@@ -43,6 +43,7 @@ def evaluate_models(models: Sequence[str], tree: Mapping[str, Any], stage: Stage
         raise ModelError(f"the models belong to different bases ({found}); evaluate them apart, or give base=")
     bench = open_bench(find_tasks(taskpool), bases[models[0]], (config.split,), config, config.dtype)
     names = short_names(models)
+    compute_in_background(file for at in located.values() for file in open_checkpoint(at.folder, at.ref).files)
     candidates = [candidate(names[model], at, bench) for model, at in located.items()]
     scores = bench.score(candidates, config.split, stage)
     at_name = {names[model]: at for model, at in located.items()}
@@ -74,11 +75,22 @@ def candidate(name: str, at: Located, bench: Bench) -> Candidate:
 def origin(at: Located) -> Mapping[str, Any]:
     """Role, recipe or source, and uses, for the record of a located model."""
     recipe = read_recipe(at.folder) if at.folder.is_dir() else None
-    files = {file.name: compute_hash(file) for file in open_checkpoint(at.folder, at.ref).files}
+    files = {file.name: known_hash(file) for file in open_checkpoint(at.folder, at.ref).files}
     source = {"path": at.ref, "revision": at.revision, "files": files}
     if recipe:
-        return {"role": "merged", "recipe": recipe, "source": source, "uses": recipe["uses"]}
+        pool = [with_hashes(member) for member in recipe["pool"]]
+        return {"role": "merged", "recipe": recipe | {"pool": pool}, "source": source, "uses": recipe["uses"]}
     return {"role": "other", "source": source}
+
+
+def with_hashes(member: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A recipe's member with the hashes that were not known when it was written and are now."""
+    if not member.get("path") or hub_ref(member["path"]):
+        return member
+    at = local_path(member["path"])
+    folder = at if at.is_dir() else at.parent
+    files = {n: h or (known_hash(folder / n) if (folder / n).is_file() else None) for n, h in member["files"].items()}
+    return {**member, "files": files}
 
 
 def short_names(models: Sequence[str]) -> dict[str, str]:

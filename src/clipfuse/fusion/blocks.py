@@ -1,0 +1,46 @@
+"""Pieces that two or more rules share; a rule imports this module, never another rule."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from clipfuse.errors import ConfigError, unknown
+from clipfuse.shapes import Float
+
+Weights = Mapping[str, float] | Sequence[float]
+"""One number an expert: by name, or in the pool's order."""
+
+
+def total(rows: Float[Tensor, "task *shape"]) -> Float[Tensor, "*shape"]:
+    """Σ over the first dimension, pairwise, in new memory.
+
+    The error grows with log T, and the bits do not depend on how leaves are cut into slices.
+    """
+    if len(rows) == 1:
+        return rows[0].clone()
+    while len(rows) > 1:
+        half = len(rows) // 2
+        paired = rows[:half] + rows[half : 2 * half]
+        if len(rows) % 2:
+            paired[0] += rows[-1]
+        rows = paired
+    return rows[0]
+
+
+def weighted_total(rows: Float[Tensor, "task *shape"], weights: Sequence[float]) -> Float[Tensor, "*shape"]:
+    """Σ_k w_k · row_k, pairwise."""
+    return total(rows * rows.new_tensor(weights).view(-1, *[1] * (rows.ndim - 1)))
+
+
+def weight_row(weights: Weights, tasks: tuple[str, ...]) -> list[float]:
+    """The weights in the pool's order. Raises ConfigError for a name or a count that does not fit the pool."""
+    if isinstance(weights, Mapping):
+        for name in weights:
+            if name not in tasks:
+                raise ConfigError("method.weights: " + unknown("expert", name, tasks))
+        if missing := [task for task in tasks if task not in weights]:
+            raise ConfigError(f"method.weights: expert {missing[0]!r} has none")
+        return [weights[task] for task in tasks]
+    if len(weights) != len(tasks):
+        raise ConfigError(f"method.weights: {len(weights)} numbers for {len(tasks)} experts ({', '.join(tasks)})")
+    return list(weights)
