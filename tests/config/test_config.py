@@ -201,3 +201,26 @@ def test_pools_are_checked(tree: dict, says: str):
         HuggingFaceClipVisionPool.from_tree(tree)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_run_presets_compose_their_groups():
+    tree = load_preset("run", "tiny")
+    assert tree["modelpool"] == load_preset("modelpool", "tiny")
+    assert tree["taskpool"] == load_preset("taskpool", "tiny")
+    assert tree["method"]["name"] == "task_arithmetic"
+
+
+def test_a_run_file_composes_from_the_user_and_from_the_shipped_presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for group in ("run", "modelpool"):
+        (tmp_path / "config" / group).mkdir(parents=True)
+    (tmp_path / "config/modelpool/mine.yaml").write_text(TA8)
+    text = "# @package _global_\ndefaults:\n  - /modelpool: mine\n  - /taskpool: TA8\n  - _self_\nmethod: {name: magmax}\n"
+    (tmp_path / "config/run/all.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    tree = load_preset("run", "all")
+    assert len(tree["modelpool"]["models"]) == 9
+    assert tree["taskpool"]["tasks"][0] == "sun397"
+    (tmp_path / "config/run/bad.yaml").write_text(text.replace("mine", "theirs"))
+    with pytest.raises(ConfigError, match="theirs") as caught:
+        load_preset("run", "bad")
+    assert "\n" not in str(caught.value)

@@ -7,6 +7,8 @@ composed by Hydra's Compose API; nothing is ever instantiated from it.
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from clipfuse.config.read import inspect, read_yaml
 from clipfuse.errors import ConfigError, unknown
 
@@ -84,7 +86,7 @@ def compose(group: str, path: Path) -> dict[str, Any]:
         with initialize_config_dir(str(root or path.resolve().parent), job_name="clipfuse", version_base="1.3"):
             cfg = hydra_compose(name, overrides=[f"hydra.searchpath=['file://{SHIPPED}']"])
         tree = OmegaConf.to_container(cfg, resolve=False)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
     assert isinstance(tree, dict)
     plain = {str(key): value for key, value in tree.items()}
