@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from standin_hub import Fault, StandInHub, serving
 
 import clipfuse
-from clipfuse.checkpoints.locate import package_path
+from clipfuse.checkpoints.locate import local_path
 
-TINY = package_path("pkg://clipfuse/tiny/weights")
+TINY = local_path("pkg://clipfuse/tiny/weights")
 NEEDED = {
     "lab/base/config.json",
     "lab/base/model.safetensors",

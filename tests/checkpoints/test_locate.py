@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from clipfuse.checkpoints.locate import HubRef, hub_ref, locate, package_path
+from clipfuse.checkpoints.locate import HubRef, hub_ref, local_path, locate
 from clipfuse.errors import LocateError
 
 
@@ -46,7 +46,7 @@ def test_home_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_packaged_data():
-    folder = package_path("pkg://clipfuse/tiny/weights/base")
+    folder = local_path("pkg://clipfuse/tiny/weights/base")
     assert (folder / "config.json").is_file()
     assert locate("pkg://clipfuse/tiny/weights/base").folder == folder
 

@@ -210,11 +210,15 @@ def test_run_presets_compose_their_groups():
     assert tree["method"]["name"] == "task_arithmetic"
 
 
-def test_a_run_file_composes_from_the_user_and_from_the_shipped_presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_file_composes_from_the_user_and_from_the_shipped_presets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     for group in ("run", "modelpool"):
         (tmp_path / "config" / group).mkdir(parents=True)
     (tmp_path / "config/modelpool/mine.yaml").write_text(TA8)
-    text = "# @package _global_\ndefaults:\n  - /modelpool: mine\n  - /taskpool: TA8\n  - _self_\nmethod: {name: magmax}\n"
+    text = (
+        "# @package _global_\ndefaults:\n  - /modelpool: mine\n  - /taskpool: TA8\n  - _self_\nmethod: {name: magmax}\n"
+    )
     (tmp_path / "config/run/all.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)
     tree = load_preset("run", "all")

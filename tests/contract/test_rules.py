@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL, random_models
+from random_models import SMALL, random_models
 from torch import Tensor
 
 import clipfuse
@@ -161,7 +161,7 @@ def test_every_table_is_covered():
 
 @every_method
 def test_adding_up_a_pool_of_modules_needs_no_state_dict(name: str):
-    from conftest import vision_model
+    from random_models import vision_model
 
     chain = chain_for(name)
     modules = {

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL
+from random_models import SMALL
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL, vision_model
+from random_models import SMALL, vision_model
 from transformers import CLIPConfig, CLIPModel, CLIPVisionModel
 
 import clipfuse

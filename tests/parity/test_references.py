@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import random_models
+from random_models import random_models
 from torch import Tensor
 
 import clipfuse
