@@ -24,7 +24,7 @@ EXPECTED = ".expected.safetensors"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--environment", type=Path, default=Path(".bench/transformers4"), help="made if it is absent")
     parser.add_argument("--compare", type=Path, help=argparse.SUPPRESS)  # what runs inside that environment
     arguments = parser.parse_args()
@@ -79,7 +79,7 @@ def write_expected(model: Path) -> None:
 
     logging.disable_progress_bar()
     vision = CLIPVisionModel.from_pretrained(model, dtype=torch.float32).eval()
-    side = vision.config.image_size
+    side = int(vision.config.to_dict()["image_size"])
     pixels = torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(0))
     tensors = {bare(name): tensor.contiguous() for name, tensor in vision.state_dict().items()}
     with torch.no_grad():
@@ -114,9 +114,7 @@ def fault(model: Path) -> str | None:
     logging.set_verbosity_error()  # its warning names every key; one is enough here
     expected = load_file(model.with_name(model.name + EXPECTED))
     pixels, pooled = expected.pop("pixels"), expected.pop("pooled")
-    loaded: tuple[Any, dict[str, Any]] = CLIPVisionModel.from_pretrained(
-        model, output_loading_info=True, dtype=torch.float32
-    )
+    loaded: Any = CLIPVisionModel.from_pretrained(model, output_loading_info=True, dtype=torch.float32)
     vision, info = loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if info[kind]:
