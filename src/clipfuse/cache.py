@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from clipfuse.errors import OutputError
+
 
 def cache_folder(*parts: str) -> Path:
     """A folder of the cache, made if absent."""
@@ -10,5 +12,8 @@ def cache_folder(*parts: str) -> Path:
         os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "clipfuse"
     )
     folder = Path(home).expanduser().joinpath(*parts)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made ({error.strerror}); CLIPFUSE_CACHE names another cache") from None
     return folder

@@ -43,7 +43,7 @@ def unknown(what: str, name: str, known: Iterable[str], limit: int = 12) -> str:
     """`unknown method 'tis_merging'; did you mean 'ties_merging'? Known: magmax, ties_merging, …`."""
     names = sorted(known)
     close = get_close_matches(name, names, n=1) or get_close_matches(
-        name.lower(), [n for n in names if name.lower() in n.lower()] or names, n=1, cutoff=0.3
+        name.lower(), [n for n in names if name.lower() in n.lower()] or names, n=1, cutoff=0.5
     )
     hint = f"; did you mean {close[0]!r}?" if close else "."
     more = f" and {len(names) - limit} more" if len(names) > limit else ""

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from clipfuse.config import apply_overrides, load_preset, presets, read_yaml
 from clipfuse.config.fusionbench import translate
-from clipfuse.config.read import parse_yaml
+from clipfuse.config.overrides import apply_overrides
+from clipfuse.config.presets import load_preset, presets
+from clipfuse.config.read import parse_yaml, read_yaml
 from clipfuse.errors import ClipfuseError, ConfigError
 from clipfuse.pool import HuggingFaceClipVisionPool
 

@@ -39,12 +39,13 @@ def test_the_same_run_twice_gives_the_same_weights_and_records(tmp_path, capsys)
         words = ("run", "method=ties_merging", "edits=[dare]", *TINY, "--limit", 100, "--seed", 5, "--out", folder)
         status, out, _ = clipfuse_command(capsys, *words)
         assert status == 0
-        assert "ties_merging" in out
+        assert "dare + ties_merging" in out
     assert len({sha256(folder / "merged/model.safetensors") for folder in folders}) == 1
     first, second = (read_records(folder / "records.jsonl") for folder in folders)
-    assert [r.comparable() for r in first] == [r.comparable() for r in second]
+    assert all(a.same_as(b) for a, b in zip(first, second, strict=True))
+    assert not first[0].same_as(second[1])
     assert {(r.model, r.task, r.n) for r in first} >= {
-        ("ties_merging", "tiny-signs", 100),
+        ("dare + ties_merging", "tiny-signs", 100),
         ("pre-trained", "tiny-digits", 100),
     }
     assert {r.role for r in first} == {"base", "expert", "merged"}
@@ -55,7 +56,16 @@ def test_a_run_leaves_all_that_is_needed(tmp_path, capsys):
     clipfuse_command(
         capsys, "run", "method=task_arithmetic", "method.scaling_factor=0.5", *TINY, "--limit", 60, "-o", folder
     )
-    names = {"config.yaml", "log.txt", "merged", "records.jsonl", "predictions", "report.json", "report.md"}
+    names = {
+        ".clipfuse",
+        "config.yaml",
+        "log.txt",
+        "merged",
+        "records.jsonl",
+        "predictions",
+        "report.json",
+        "report.md",
+    }
     assert {path.name for path in folder.iterdir()} == names
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["method"] == {"name": "task_arithmetic", "scaling_factor": 0.5, "weights": None}
@@ -76,9 +86,10 @@ def test_a_run_leaves_all_that_is_needed(tmp_path, capsys):
 
 def test_a_list_of_values_merges_once_chooses_on_val_and_reports_test(tmp_path, capsys):
     words = ("method=task_arithmetic", "method.scaling_factor=0.1,0.6,3.0", "select=val", *TINY, "baselines=none")
-    status, _, err = clipfuse_command(capsys, "run", *words, "--limit", 80, "--out", tmp_path / "run")
+    status, out, _ = clipfuse_command(capsys, "run", *words, "--limit", 80, "--out", tmp_path / "run")
     assert status == 0
-    assert "scaling_factor=0.6 was chosen on the val split" in err
+    assert "task_arithmetic λ=0.6" in out
+    assert "chosen: 0.6" in (tmp_path / "run/report.md").read_text()
     records = read_records(tmp_path / "run/records.jsonl")
     assert {r.split for r in records} == {"test"}
     assert all(r.uses == ["val_images", "val_labels"] for r in records)
@@ -186,11 +197,23 @@ BAD = {
     "edits of a list": (["run", "method=magmax", "edits=dare", *TINY], "takes a list"),
     "edits on weights": (["run", "method=simple_average", "edits=[dare]", *TINY], "takes no edits"),
     "values without select": (["run", "method=magmax", "method.scaling_factor=1,2", *TINY], "select=val"),
+    "one value to select": (["run", "method=magmax", "select=val", *TINY], "nothing to choose"),
+    "values of another setting": (["run", "method=ties_merging", "method.keep=0.1,0.2", "select=val", *TINY], "only scaling_factor"),
+    "not a number": (["run", "method=magmax", "method.scaling_factor=nan", *TINY], "finite"),
+    "no tasks": (["run", "method=magmax", "modelpool=tiny", "taskpool={tasks: []}"], "at least 1"),
+    "a task twice": (["run", "method=magmax", "modelpool=tiny", "taskpool={tasks: [tiny-signs, TINY_signs]}"], "is in it twice"),
+    "unknown option": (["run", "--bogus"], "No such option"),
+    "option of a wrong type": (["run", "--limit", "abc"], "--limit"),
+    "option out of range": (["run", "--batch-size", "0"], "--batch-size"),
+    "unknown verb": (["mrge"], "mrge"),
+    "nothing to list": (["ls", "foo"], "methods"),
     "two files": (["run", "a.yaml", "b.yaml"], "one FILE.yaml"),
     "missing file": (["run", "none.yaml", *TINY], "no such file"),
     "no method": (["run", *TINY], "method: is required"),
     "no taskpool": (["run", "method=magmax", "modelpool=tiny"], "taskpool: is required"),
     "no out": (["merge", "method=magmax", "modelpool=tiny"], "--out: is required"),
+    "odd path": (["merge", "method=magmax", "modelpool=tiny", "modelpool.models.tiny-signs.path=no/sp äce (1)", "-o", "x"], "no/sp äce (1)"),
+    "no models in a pool": (["check", "method=magmax", "modelpool={models: []}"], "no experts"),
     "missing model": (["merge", "method=magmax", "modelpool={models: {a: ./nowhere}}", "-o", "x"], "./nowhere: no such file"),
     "no experts": (["check", "method=magmax", "modelpool={models: {_pretrained_: 'pkg://clipfuse/tiny/weights/base'}}"], "no experts"),
     "no base": (["check", "method=magmax", "modelpool={models: {a: 'pkg://clipfuse/tiny/weights/base'}}"], "needs a base"),
@@ -226,7 +249,7 @@ def test_outputs_that_are_there_are_not_touched(tmp_path, capsys):
     status, _, err = clipfuse_command(capsys, *words)
     assert (status, "is not empty" in err) == (2, True)
     status, _, err = clipfuse_command(capsys, *words, "--overwrite")
-    assert (status, "is not overwritten" in err) == (2, True)
+    assert (status, "thesis.tex" in err) == (2, True)
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "thesis.tex"]
 
 
@@ -267,3 +290,107 @@ def test_interrupt_leaves_nothing_and_status_130(tmp_path):
     assert process.returncode == 130
     assert err.strip().splitlines() == ["clipfuse: interrupted; nothing was left half-written"]
     assert not list(tmp_path.iterdir())
+
+
+def test_inputs_are_never_overwritten(tmp_path, capsys):
+    expert = tmp_path / "expert"
+    clipfuse_command(capsys, "merge", "method=magmax", "modelpool=tiny", "--out", expert)
+    before = sha256(expert / "model.safetensors")
+    words = ("merge", "method=magmax", "modelpool=tiny", f"modelpool.models.tiny-signs.path={expert}", "--overwrite")
+    status, _, err = clipfuse_command(capsys, *words, "--out", expert)
+    assert (status, "holds the input" in err) == (2, True)
+    (expert / "notes.md").write_text("mine")
+    status, _, err = clipfuse_command(capsys, "merge", "method=slerp", "modelpool=tiny", "--out", expert, "--overwrite")
+    assert (status, "'notes.md'" in err) == (2, True)
+    assert sha256(expert / "model.safetensors") == before
+    (expert / "notes.md").unlink()
+    status, _, _ = clipfuse_command(capsys, "merge", "method=slerp", "modelpool=tiny", "--out", expert, "--overwrite")
+    assert status == 0
+    assert sha256(expert / "model.safetensors") != before
+
+
+def test_a_base_that_is_not_whole_is_refused(tmp_path, capsys):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    weights = Path(clipfuse.__file__).parent / "tiny/weights"
+    for name in ("notext", "notok", "noprep", "patch16"):
+        shutil.copytree(weights / "base", tmp_path / name)
+    tensors = load_file(weights / "base/model.safetensors")
+    kept = {key: value for key, value in tensors.items() if not key.startswith("text_model.")}
+    save_file(kept, tmp_path / "notext/model.safetensors", {"format": "pt"})
+    for path in (*(tmp_path / "notok").glob("tokenizer*"), *(tmp_path / "notok").glob("vocab*")):
+        path.unlink()
+    (tmp_path / "noprep/preprocessor_config.json").unlink()
+    config = json.loads((weights / "base/config.json").read_text())
+    config["vision_config"]["num_attention_heads"] = 2
+    (tmp_path / "patch16/config.json").write_text(json.dumps(config))
+    said = {
+        "notext": "missing keys",
+        "notok": "no tokenizer",
+        "noprep": "preprocessor_config",
+        "patch16": "does not belong",
+    }
+    for name, says in said.items():
+        words = ("evaluate", weights / "tiny-signs", "taskpool=tiny", f"base={tmp_path / name}", "--limit", 5)
+        status, _, err = clipfuse_command(capsys, *words)
+        assert (status, len(err.strip().splitlines())) == (2, 1), err
+        assert says in err
+
+
+def test_seed_zero_is_a_seed(tmp_path, capsys):
+    words = ("check", "method=magmax", "seed=7", *TINY, "--seed", 0)
+    assert clipfuse_command(capsys, *words)[0] == 0
+    from clipfuse.cli.options import tree_of
+
+    assert tree_of(["seed=7"], {"seed": 0})["seed"] == 0
+    clipfuse_command(
+        capsys,
+        "merge",
+        "method=task_arithmetic",
+        "edits=[dare]",
+        "seed=7",
+        "modelpool=tiny",
+        "--seed",
+        0,
+        "-o",
+        tmp_path / "m",
+    )
+    assert json.loads((tmp_path / "m/clipfuse.json").read_text())["seed"] == 0
+
+
+def test_a_task_of_ones_own(tmp_path, capsys):
+    from PIL import Image
+
+    for split in ("train", "test"):
+        for number, name in enumerate(("red", "blue")):
+            (tmp_path / "pics" / split / name).mkdir(parents=True)
+            for i in range(20):
+                colour = (200 + i, 0, 0) if number == 0 else (0, 0, 200 + i)
+                Image.new("RGB", (40, 30), colour).save(tmp_path / "pics" / split / name / f"{i}.png")
+    (tmp_path / "colours.yaml").write_text(
+        "name: colours\nfolder: pics\ntemplates: ['a photo of something {c}.']\nclasses: ['red', 'blue']\n"
+    )
+    task = f"taskpool={tmp_path / 'colours.yaml'}"
+    words = ("run", "method=magmax", "method.scaling_factor=0.3,0.6", "select=val", "modelpool=tiny", task)
+    status, out, err = clipfuse_command(capsys, *words, "--out", tmp_path / "run")
+    assert status == 0
+    assert "colours" in out
+    assert "4 of 40 train images stand in" in err
+
+
+def test_a_sweep_reads_the_pool_once(monkeypatch, tmp_path, capsys):
+    from clipfuse.pool import PoolView
+
+    passes = []
+    real = PoolView.map_raw
+
+    def counted(self, function, grain="element", head=65536, last=False):
+        passes.extend([1] if last else [])
+        return real(self, function, grain, head, last)
+
+    monkeypatch.setattr(PoolView, "map_raw", counted)
+    words = ("run", "method=task_arithmetic", "method.scaling_factor=0.2,0.6", "select=val", *TINY, "baselines=none")
+    assert clipfuse_command(capsys, *words, "--limit", 10, "--out", tmp_path / "run")[0] == 0
+    assert len(passes) == 1

@@ -88,11 +88,14 @@ def from_memory(weights: nn.Module | Mapping[str, Any], source: str) -> Checkpoi
     if isinstance(weights, Checkpoint):
         return weights
     tensors = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    if not isinstance(tensors, Mapping):
+        raise CheckpointError(f"{source}: is a {type(tensors).__name__}; takes a module or a state dict")
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             raise CheckpointError(f"{source}: {name!r} is a {type(value).__name__}; a state dict holds tensors")
     store: Store = MemoryStore({name: value.detach() for name, value in tensors.items()})
-    return Checkpoint({name: (store, stored) for name, stored in canonical_names(tensors, source).items()}, source)
+    found = Checkpoint({name: (store, stored) for name, stored in canonical_names(tensors, source).items()}, source)
+    return check_floating(found)
 
 
 def open_checkpoint(folder: Path, source: str) -> Checkpoint:
@@ -103,7 +106,8 @@ def open_checkpoint(folder: Path, source: str) -> Checkpoint:
     """
     path = folder if folder.is_file() else next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
-        raise CheckpointError(f"{folder}: holds no weights; looked for {', '.join(WEIGHTS)}")
+        hint = f"; it is a run, its model is {folder / 'merged'}" if (folder / "merged").is_dir() else ""
+        raise CheckpointError(f"{folder}: holds no weights; looked for {', '.join(WEIGHTS)}{hint}")
     try:
         files = shards(path) if path.name.endswith(".index.json") else {path: None}
         places: dict[str, tuple[Store, str]] = {}
@@ -115,10 +119,15 @@ def open_checkpoint(folder: Path, source: str) -> Checkpoint:
     except OSError as error:
         raise CheckpointError(f"{error.filename or path}: cannot be read ({error.strerror})") from None
     found = {name: places[stored] for name, stored in canonical_names(places, str(path)).items()}
-    checkpoint = Checkpoint(found, source, tuple(files))
+    return check_floating(Checkpoint(found, source, tuple(files)))
+
+
+def check_floating(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint itself. Raises CheckpointError if it holds integers."""
     for name in checkpoint:
         if not checkpoint.spec(name).dtype.is_floating_point:
-            raise CheckpointError(f"{path}: {name!r} is {checkpoint.spec(name).dtype}; weights are floating point")
+            where = checkpoint.files[0] if checkpoint.files else checkpoint.source
+            raise CheckpointError(f"{where}: {name!r} is {checkpoint.spec(name).dtype}; weights are floating point")
     return checkpoint
 
 

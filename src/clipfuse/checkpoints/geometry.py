@@ -1,6 +1,7 @@
 """The shape of a vision tower, from `config.json` (of a CLIPVisionModel or a full CLIPModel), without transformers."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,24 @@ class Geometry(BaseModel):
             "initializer_range": 0.02,
             **self.model_dump(),
         }
+
+
+def misfit(geometry: Geometry, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """What in a geometry contradicts the shapes of a checkpoint's tensors (by canonical name); None if nothing does."""
+    tokens = (geometry.image_size // geometry.patch_size) ** 2 + 1
+    patches = (geometry.hidden_size, geometry.num_channels, geometry.patch_size, geometry.patch_size)
+    wanted = {
+        "embeddings.patch_embedding.weight": patches,
+        "embeddings.position_embedding.weight": (tokens, geometry.hidden_size),
+        "encoder.layers.0.mlp.fc1.weight": (geometry.intermediate_size, geometry.hidden_size),
+    }
+    for name, shape in wanted.items():
+        if name in shapes and shapes[name] != shape:
+            return f"{name} is {shapes[name]}, config.json says {shape}"
+    layers = {name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")}
+    if len(layers) != geometry.num_hidden_layers:
+        return f"it has {len(layers)} layers, config.json says {geometry.num_hidden_layers}"
+    return None
 
 
 def read_geometry(folder: Path) -> Geometry:

@@ -55,5 +55,5 @@ def note_of(path: Path) -> Path | None:
     stat = path.stat()
     try:
         return cache_folder("hashes") / f"{stat.st_dev}-{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}"
-    except OSError:  # nowhere to write: merging goes on without
+    except OutputError:  # nowhere to write: merging goes on without
         return None

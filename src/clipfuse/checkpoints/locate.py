@@ -4,6 +4,7 @@ The hub's own cache is used, and only the files that are needed are downloaded. 
 hub id is met.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -57,7 +58,7 @@ class HubRef:
 
 def hub_ref(ref: str) -> HubRef | None:
     """The hub repository that `ref` means, or None if it is a path of this machine."""
-    if Path(ref).expanduser().exists() or ref.startswith((".", "/", "~", PACKAGE)):
+    if ref.startswith((".", "/", "~", PACKAGE)) or os.path.lexists(ref):
         return None
     match = HUB_ID.fullmatch(ref)
     return HubRef(match["repo"], match["revision"]) if match else None
@@ -66,7 +67,10 @@ def hub_ref(ref: str) -> HubRef | None:
 def local_path(ref: str) -> Path:
     """The path that is meant; `pkg://clipfuse/tiny/weights/base` is data inside an installed package."""
     if not ref.startswith(PACKAGE):
-        return Path(ref).expanduser()
+        try:
+            return Path(ref).expanduser()
+        except RuntimeError:
+            raise LocateError(f"{ref}: no such user") from None
     name, _, inside = ref.removeprefix(PACKAGE).partition("/")
     spec = find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
@@ -148,10 +152,14 @@ def remember(snapshot: Path, revision: str) -> None:
 
 
 def in_cache(hub: HubRef, needs: Sequence[str]) -> Path | None:
-    """The snapshot's folder if config and weights are in the hub's cache."""
+    """The snapshot's folder if config, weights and, of a full CLIP, processor and tokenizer are in the hub's cache."""
     config = cached_file(hub, needs[0])
     if config is None:
         return None
+    alternatives = [("preprocessor_config.json",), ("tokenizer.json", "vocab.json")]
+    for names in alternatives if set(needs) > set(VISION) else []:
+        if not any((config.parent / name).is_file() for name in names):
+            return None
     index = next((name for name in WEIGHTS if (config.parent / name).is_file()), None)
     if index is None:
         return None
@@ -193,13 +201,13 @@ def hub_errors(hub: HubRef) -> Iterator[None]:
     except errors.RepositoryNotFoundError:
         text = "no such folder here and no such model on the hub (or it is private and HF_TOKEN is not set)"
         raise LocateError(f"{hub.repo}: {text}") from None
-    except errors.EntryNotFoundError as error:
-        raise LocateError(f"{hub.repo}{at}: {str(error).splitlines()[0]}") from None
     except errors.HFValidationError:
         raise LocateError(f"{hub.repo}: is neither a path here nor a hub id (org/name or org/name@revision)") from None
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError):
         why = "offline (HF_HUB_OFFLINE is set)" if offline() else "the hub cannot be reached"
         raise OutOfReachError(f"{hub.repo}{at}: {why}") from None
+    except errors.EntryNotFoundError as error:
+        raise LocateError(f"{hub.repo}{at}: {str(error).splitlines()[0]}") from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no answer"
         raise OutOfReachError(f"{hub.repo}{at}: the hub answers with an error ({status})") from None

@@ -108,6 +108,8 @@ def read_header(path: Path, first: bytes, file: Any, size: int) -> tuple[dict[st
     length = int.from_bytes(first, "little") if len(first) == 8 else -1
     if length < 2 or length > MAX_HEADER or 8 + length > size:
         what = "is empty" if size == 0 else f"is no safetensors file or is truncated ({size:,} bytes)"
+        if first == b"version ":
+            what = "is a git-lfs pointer, not the file itself; run git lfs pull"
         raise CheckpointError(f"{path}: {what}")
     try:
         header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=no_repeats)

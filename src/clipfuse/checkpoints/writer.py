@@ -4,8 +4,8 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -14,6 +14,9 @@ from torch import Tensor
 
 from clipfuse.checkpoints.safetensors_file import NAMES, TensorSpec
 from clipfuse.errors import OutputError
+
+MARK = ".clipfuse"
+"""A file in every folder that clipfuse writes: the names of what it wrote there. Nothing else is overwritten."""
 
 HEADROOM = 1 << 20
 """Bytes kept free beside the weights, for the small files of a folder."""
@@ -86,20 +89,25 @@ def check_space(folder: Path, nbytes: int) -> None:
         raise OutputError(f"{folder}: {nbytes + HEADROOM:,} bytes are needed, {free:,} are free")
 
 
-def check_output(folder: Path, overwrite: bool = False) -> None:
+def check_output(folder: Path, overwrite: bool = False, inputs: Iterable[Path] = ()) -> None:
     """Refuse an output folder that holds something, before anything expensive.
 
     Raises:
-        OutputError: it is a file, or it holds something and `overwrite` is not set; or it holds something that
-            clipfuse did not write, whatever `overwrite` says.
+        OutputError: it is a file, or it holds something and `overwrite` is not set; or, whatever `overwrite` says,
+            it holds something that clipfuse did not write, or one of the files `inputs`.
     """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file; the output is a folder")
+    for path in inputs:
+        if folder.resolve() in path.resolve().parents:
+            raise OutputError(f"{folder}: holds the input {path.name}; choose another output")
     if folder.is_dir() and any(folder.iterdir()):
         if not overwrite:
             raise OutputError(f"{folder}: is not empty; choose another --out or pass --overwrite")
-        if not any((folder / name).exists() for name in ("clipfuse.json", "config.yaml", "config.json")):
-            raise OutputError(f"{folder}: holds something other than a result of clipfuse; it is not overwritten")
+        known = (folder / MARK).read_text(encoding="utf-8").splitlines() if (folder / MARK).is_file() else []
+        strangers = sorted(path.name for path in folder.iterdir() if path.name not in (MARK, *known))
+        if strangers:
+            raise OutputError(f"{folder}: holds {strangers[0]!r}, which clipfuse did not write; it is not overwritten")
     parent = next(parent for parent in folder.absolute().parents if parent.exists())
     if not os.access(parent, os.W_OK):
         raise OutputError(f"{folder}: cannot be written: no permission in {parent}")
@@ -110,26 +118,42 @@ def new_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary sibling to write into; it takes the name `folder` at the end, or vanishes on any error.
 
     Raises:
-        OutputError: as `check_output`, and whatever the system refuses.
+        OutputError: as `check_output`, and whatever the system refuses; or something appeared there meanwhile.
     """
     check_output(folder, overwrite)
     folder = folder.resolve()  # what a link leads to is replaced, not the link
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    made = [parent for parent in folder.parents if not parent.exists()]
     try:
         with write_errors(folder):
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         yield temporary
         with write_errors(folder):
-            if folder.is_dir() and any(folder.iterdir()):
-                old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-                folder.rename(old)
-                temporary.rename(folder)
-                shutil.rmtree(old)
-            else:
-                temporary.rename(folder)
+            names = sorted(path.name for path in temporary.iterdir())
+            (temporary / MARK).write_text("\n".join(names) + "\n", encoding="utf-8")
+            put_in_place(temporary, folder, overwrite)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):  # of the parents that were made here, only empty ones go
+            for parent in made:
+                parent.rmdir()
+
+
+def put_in_place(temporary: Path, folder: Path, overwrite: bool) -> None:
+    """Give `temporary` the name `folder`; what was there goes only if it may be overwritten."""
+    if not (folder.is_dir() and any(folder.iterdir())):
+        temporary.rename(folder)
+        return
+    check_output(folder, overwrite)
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    folder.rename(old)
+    try:
+        temporary.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from clipfuse.cli.options import Json, print_json
-from clipfuse.config import presets
+from clipfuse.config.presets import presets
 
 What = Literal["methods", "edits", "finishes", "modelpools", "tasks", "taskpools", "runs"]
 

@@ -2,10 +2,11 @@
 
 import errno
 import os
+import shlex
 import sys
 
-import click
 import typer
+from typer.exceptions import Abort, TyperException
 
 from clipfuse.cli import check, evaluate, fetch, ls, merge, quickstart, run, show
 from clipfuse.errors import ClipfuseError
@@ -46,20 +47,21 @@ def main() -> None:
         sys.exit(status if isinstance(status, int) else 0)
     except ClipfuseError as error:
         sys.exit(fail(str(error), 2))
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except TyperException as error:  # an option or argument that typer refuses
+        sys.exit(fail(getattr(error, "format_message", error.__str__)(), 2))
+    except (KeyboardInterrupt, Abort):
         sys.exit(fail("interrupted; nothing was left half-written", INTERRUPTED))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        sys.exit(fail(f"{error.filename or 'output'}: no space left on the device", 2))
+        sys.exit(fail(f"{error.filename or 'output'}: {error.strerror}", 2))
 
 
 def fail(message: str, status: int) -> int:
+    pool = next((word for word in sys.argv if word.startswith("modelpool=")), None)
+    message = message.replace("modelpool=NAME_OR_FILE", shlex.quote(pool)) if pool else message
     print("clipfuse: " + " ".join(message.split("\n")), file=sys.stderr)
     return status

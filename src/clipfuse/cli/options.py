@@ -12,8 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from clipfuse.config import apply_overrides, load_preset
 from clipfuse.config.fusionbench import translate
+from clipfuse.config.overrides import apply_overrides
+from clipfuse.config.presets import load_preset
 from clipfuse.errors import ConfigError, unknown
 
 Words = Annotated[
@@ -48,7 +49,10 @@ def options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]
         def verb(**values: Any) -> None:
             found = {name: values.pop(name) for name in names}
             show_log(bool(found.pop("verbose", False)))
-            function(**values, given={name: value for name, value in found.items() if value not in (None, False)})
+            function(
+                **values,
+                given={name: value for name, value in found.items() if value is not None and value is not False},
+            )
 
         own = [p for p in inspect.signature(function).parameters.values() if p.name != "given"]
         shared = []

@@ -16,7 +16,5 @@ def command(given: Given, words: Words = None, as_json: Json = False) -> None:
     if as_json:
         print_json([record.model_dump(mode="json") for record in result.records])
         return
-    if result.chosen is not None:
-        say(f"scaling_factor={result.chosen:g} was chosen on the val split")
     result.table.print()
     say(f"Everything is in {result.folder}")

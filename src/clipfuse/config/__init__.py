@@ -1,8 +1,8 @@
-"""Configuration: strict models, YAML, presets, `a.b=c`, and FusionBench's words. Knows no method."""
+"""Configuration: strict models here; YAML, presets, `a.b=c` and FusionBench's words in their modules. Knows no rule.
 
-from clipfuse.config.overrides import apply_overrides
-from clipfuse.config.presets import load_preset, presets
-from clipfuse.config.read import read_yaml
+Only what needs no YAML is imported with the room: merging in memory must not load PyYAML.
+"""
+
 from clipfuse.config.schema import Config, EmptyConfig, parse
 
-__all__ = ["Config", "EmptyConfig", "apply_overrides", "load_preset", "parse", "presets", "read_yaml"]
+__all__ = ["Config", "EmptyConfig", "parse"]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 Tree = dict[str, Any]
@@ -45,7 +46,8 @@ TYPES: dict[tuple[str, str], str] = {
 }
 """(group, their `_target_` or type) → our type. A `_target_` is a word in this table, never something to import."""
 
-POOL_IGNORED = ("_target_", "_recursive_", "_usage_", "_version_", "tta_datasets", "train_datasets", "processor")
+DATASETS = ("tta_datasets", "train_datasets", "val_datasets", "test_datasets")
+POOL_IGNORED = ("_target_", "_recursive_", "_usage_", "_version_", "processor", *DATASETS)
 TASKPOOL_IGNORED = (
     *("_target_", "_recursive_", "name", "dataset_type", "batch_size", "num_workers", "dataloader_kwargs"),
     *(
@@ -70,7 +72,7 @@ def preset_name(group: str, value: str) -> str:
 def translate(tree: Tree) -> tuple[Tree, list[str]]:
     """A run's tree in our words, and a one-line note for each foreign word."""
     notes: list[str] = []
-    tree = dict(tree)
+    tree = deepcopy(tree)
     for theirs, ours in RUN.items():
         if theirs in tree:
             value = tree.pop(theirs)
@@ -98,9 +100,11 @@ def translate_method(tree: Tree, notes: list[str]) -> Tree:
     method = dict(tree["method"])
     name = str(method.get("name", ""))
     if name.startswith("dare/"):
-        edit = {"name": "dare"}
+        edit: Tree = {"name": "dare"}
         if "sparsity_ratio" in method:
             edit["drop"] = method.pop("sparsity_ratio")
+        if "rescale" in method:
+            edit["rescale"] = method.pop("rescale")
         method["name"] = name.removeprefix("dare/")
         tree = {**tree, "edits": [edit, *tree.get("edits", [])]}
         notes.append(f"{name} is read as the edit dare and the method {method['name']}")

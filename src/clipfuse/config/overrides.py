@@ -39,30 +39,46 @@ def choose(group: str, value: Any) -> Any:
         return {"name": value}
     if not is_path(value) and value not in presets(group):
         value = preset_name(group, value)
-    return load_preset(group, value)
+    tree = load_preset(group, value)
+    return {"tasks": [value]} if group == "taskpool" and "classes" in tree else tree  # a task by itself
 
 
 def lay_over(tree: Tree, words: Sequence[str]) -> Tree:
     """Assign or remove (`~key`) single keys, in order, in a copy of the tree."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     tree = deepcopy(tree)
     for word in words:
         try:
-            override = OverridesParser.create().parse_overrides([word])[0]
-            parent, key = find_parent(tree, override.key_or_group.split("."))
-            if override.is_delete():
+            name, _, text = word.removeprefix("~").partition("=")
+            parent, key = find_parent(tree, name.lstrip("+").split("."))
+            if word.startswith("~"):
                 del parent[key]
             else:
-                parent[key] = plain_value(override)
+                parent[key] = value_of(word, text)
         except (HydraException, ValueError) as error:
-            raise ConfigError(f"{word!r}: {(str(error).splitlines() or ['is not key=value'])[0]}") from None
+            found = (str(error).splitlines() or ["is not key=value"])[0]
+            raise ConfigError(f"{word!r}: is not understood; quote what is not a plain word ({found})") from None
         except KeyError as error:
             raise ConfigError(f"{word!r}: there is no {error.args[0]!r} to remove") from None
         except ConfigError as error:
             raise ConfigError(f"{word!r}: {error}") from None
     return tree
+
+
+def value_of(word: str, text: str) -> Any:
+    """A word's value by Hydra's grammar; a path, and what that grammar refuses, is text as it stands."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    if text.startswith((".", "/", "~")):
+        return text
+    try:
+        return plain_value(OverridesParser.create().parse_overrides([word])[0])
+    except HydraException:
+        if text.startswith(("[", "{", "'", '"')):
+            raise
+        return text
 
 
 def plain_value(override: Any) -> Any:
@@ -71,7 +87,7 @@ def plain_value(override: Any) -> Any:
 
     value = override.value()
     if isinstance(value, ChoiceSweep):
-        return list(value.list)
+        return [getattr(member, "text", member) for member in value.list]
     return [float(member) for member in override.sweep_string_iterator()] if isinstance(value, (Sweep, Glob)) else value
 
 

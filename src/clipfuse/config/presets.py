@@ -4,6 +4,7 @@ A group is a folder of YAML files (`modelpool`, `taskpool`, `method`, `run`). A 
 composed by Hydra's Compose API; nothing is ever instantiated from it.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,14 @@ def presets(group: str) -> dict[str, Path]:
 
 def is_path(value: str) -> bool:
     """Whether a word means a file: it ends like one or stands on disk as one."""
-    return value.endswith((".yaml", ".yml")) or Path(value).is_file()
+    return value.endswith((".yaml", ".yml")) or os.path.isfile(value)
 
 
 def preset_path(group: str, value: str) -> Path:
     """The file that `group=value` means. Raises ConfigError with the nearest known name."""
     if is_path(value):
-        path = Path(value).expanduser()
-        if not path.is_file():
+        path = Path(os.path.expanduser(value))
+        if not os.path.isfile(path):
             raise ConfigError(f"{group}={value}: no such file")
         return path
     known = presets(group)

@@ -1,5 +1,6 @@
 """Strict, frozen configuration models, and pydantic's findings told in one line."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_args
 
@@ -11,10 +12,14 @@ from clipfuse.errors import ConfigError, unknown
 class Config(BaseModel):
     """Root of every configuration model: unknown keys and wrong types are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 C = TypeVar("C", bound=Config)
+KINDS = ("float", "int", "str", "bool", "none")
+"""What pydantic puts into the place of a finding in a union."""
 
 
 def parse(model: type[C], values: Mapping[str, Any], where: str) -> C:
@@ -26,13 +31,16 @@ def parse(model: type[C], values: Mapping[str, Any], where: str) -> C:
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        findings = [finding(model, where, dict(found)) for found in error.errors(include_url=False)]
-        raise ConfigError(" · ".join(dict.fromkeys(findings))) from None
+        findings: dict[str, str] = {}
+        for found in error.errors(include_url=False):
+            text = finding(model, where, dict(found))
+            findings.setdefault(text.partition(": ")[0], text)  # of a union's members, the first complaint
+        raise ConfigError(" · ".join(findings.values())) from None
 
 
 def finding(model: type[Config], where: str, found: Mapping[str, Any]) -> str:
     """One pydantic finding as `where.key: what (found …)`."""
-    keys = [str(key) for key in found["loc"]]
+    keys = [str(key) for key in found["loc"] if not re.search(r"[\[(]", str(key)) and key not in KINDS]
     place = ".".join([where, *keys])
     if found["type"] == "extra_forbidden":
         fields = fields_at(model, keys[:-1])
@@ -44,6 +52,8 @@ def finding(model: type[Config], where: str, found: Mapping[str, Any]) -> str:
     if found["type"] == "sequence_str":
         return f"{place}: takes a list, as in {keys[-1] if keys else where}=[{found['input']}]"
     message = found["msg"].removeprefix("Value error, ")
+    if found["type"] == "value_error":
+        return f"{place}: {message}"
     return f"{place}: {message[:1].lower()}{message[1:]} (found {found['input']!r:.80})"
 
 

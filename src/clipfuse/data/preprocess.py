@@ -57,14 +57,16 @@ def read_preprocess(folder: Path) -> Preprocess:
     path = folder / "preprocessor_config.json"
     try:
         tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        size, crop = tree.get("size", 224), tree.get("crop_size", 224)
+    except (OSError, ValueError, AttributeError):
         raise ModelError(
             f"{path}: no such file, or not JSON; a CLIP folder says there how images are prepared"
         ) from None
-    size, crop = tree.get("size", 224), tree.get("crop_size", 224)
     size = size.get("shortest_edge") if isinstance(size, dict) else size
     crop = crop.get("height") if isinstance(crop, dict) else crop
     steps = [tree.get(key, True) for key in ("do_resize", "do_center_crop", "do_rescale", "do_normalize")]
-    if tree.get("resample", BICUBIC) != BICUBIC or not all(steps) or not size or not crop or crop > size:
+    if not (isinstance(size, int) and isinstance(crop, int) and 0 < crop <= size):
+        raise ModelError(f"{path}: takes a size of the shortest side and a crop that is not larger, in pixels")
+    if tree.get("resample", BICUBIC) != BICUBIC or not all(steps):
         raise ModelError(f"{path}: is not CLIP's preprocessing (shortest side bicubic, centre crop, normalise)")
     return Preprocess(size, crop, tree.get("image_mean", OPENAI_MEAN), tree.get("image_std", OPENAI_STD))

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from clipfuse.pool.view import available_cores
 from clipfuse.shapes import Int, UInt8
 from clipfuse.tasks import Task
 
+log = logging.getLogger(__name__)
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 BLOCK = 1024
 """Images that are in memory at a time."""
@@ -59,6 +61,8 @@ def open_split(task: Task, split: str = "test", limit: int | None = None, seed: 
     if split not in task.splits and not carve:
         raise TaskError(f"{task.name}: " + unknown("split", split, task.splits))
     source = "train" if carve else split
+    if source not in task.splits:
+        raise TaskError(f"{task.name}: has no split 'val', nor 'train' to take it from")
     opened = open_folder(task, source) if task.folder else open_hub(task, source)
     if not len(opened):
         raise TaskError(f"{task.name}: the split {split!r} is empty")
@@ -68,6 +72,9 @@ def open_split(task: Task, split: str = "test", limit: int | None = None, seed: 
     if carve:
         order = torch.randperm(len(opened), generator=torch.Generator().manual_seed(seed))
         rows = sorted(order[: max(1, int(VAL_SHARE * len(opened)))].tolist())
+        log.warning(
+            "%s: has no val split; %d of %d train images stand in (seed %d)", task.name, len(rows), len(opened), seed
+        )
         opened = replace(opened.take(rows), name="val")
     if limit is not None and limit < len(opened):
         order = torch.randperm(len(opened), generator=torch.Generator().manual_seed(seed))
@@ -88,6 +95,8 @@ def open_folder(task: Task, split: str) -> Split:
         images = (path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGES)
         files += [(path, label[folder.name]) for path in images]
     files.sort(key=lambda found: found[1])
+    if missing := [name for name in task.classes if label[name] not in {number for _, number in files}]:
+        log.warning("%s: no %s images of %d classes, e.g. %r", task.name, split, len(missing), missing[0])
     paths = [path for path, _ in files]
     return Split(
         task.name, split, [number for _, number in files], lambda i: paths[i].read_bytes(), lambda i: str(paths[i])
@@ -97,12 +106,13 @@ def open_folder(task: Task, split: str) -> Split:
 def open_hub(task: Task, split: str) -> Split:
     """A data set of the hub through `datasets`; images stay encoded until they are needed."""
     import datasets
+    from datasets.exceptions import DatasetsError
 
     try:
         table: Any = datasets.load_dataset(
             str(task.hub_dataset), task.hub_config, split=task.splits[split], revision=task.revision
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise TaskError(
             f"{task.name}: {task.hub_dataset} cannot be opened ({first}); clipfuse fetch downloads it"
@@ -110,7 +120,12 @@ def open_hub(task: Task, split: str) -> Split:
     for column in (task.image_column, task.label_column):
         if column not in table.column_names:
             raise TaskError(f"{task.name}: {task.hub_dataset}: " + unknown("column", column, table.column_names))
-    labels = [int(label) for label in table[task.label_column]]
+    try:
+        labels = [int(label) for label in table[task.label_column]]
+    except (TypeError, ValueError):
+        raise TaskError(
+            f"{task.name}: {task.hub_dataset}: column {task.label_column!r} holds no label numbers"
+        ) from None
     images = table.cast_column(task.image_column, datasets.Image(decode=False))
 
     def read(i: int) -> bytes:
@@ -140,8 +155,8 @@ def blocks(split: Split, preprocess: Preprocess, size: int = BLOCK) -> Iterator[
         try:
             raw = split.read(i)
             return hashlib.sha256(raw).digest(), preprocess.pixels(Image.open(io.BytesIO(raw)))
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            raise TaskError(f"{split.task}: {split.label_of(i)}: is not a readable image ({error})") from None
+        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError):
+            raise TaskError(f"{split.task}: {split.label_of(i)}: is not a readable image") from None
 
     with ThreadPoolExecutor(available_cores()) as threads:
         for start in range(0, len(split), size):

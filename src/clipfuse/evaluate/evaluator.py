@@ -71,8 +71,11 @@ def evaluate(
 
     Raises:
         TaskError: an image that cannot be read.
-        ModelError: a head that does not belong to a candidate's base.
+        ModelError: two candidates or tasks of one name, or a head that does not belong to a candidate's base.
     """
+    for what, names in (("models", [c.name for c in candidates]), ("tasks", [s.task for s in splits])):
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ModelError(f"two {what} are called {twice!r}; scores are told apart by name")
     scores: dict[tuple[str, str], Score] = {}
     for group in groups(candidates, memory):
         opened = [(candidate, candidate.open()) for candidate in group]
@@ -94,6 +97,8 @@ def evaluate(
                         progress(len(block.labels))
             for candidate, _ in todo:
                 scores[candidate.name, split.task].fingerprint = digest.hexdigest()
+            del todo
+        del opened  # before the next group is loaded
     return [scores[c.name, s.task] for c in candidates for s in splits if (c.name, s.task) in scores]
 
 
@@ -127,7 +132,7 @@ def count(
     predictions = []
     for start in range(0, len(labels), batch_size):
         batch = preprocess.normalise(pixels[start : start + batch_size].to(device))
-        logits = head.logits(encoder, encoder.features(batch, score.task))
+        logits = head.logits(encoder, encoder.features(batch, score.task if encoder.needs_task_id else None))
         if not logits.isfinite().all():
             raise ModelError(f"{score.model}: gives NaN or Inf on {score.task}")
         truth = labels[start : start + batch_size].to(logits.device)

@@ -76,16 +76,19 @@ class Record(Config):
     """Images a forward pass."""
     environment: Environment | None = None
 
-    def comparable(self) -> dict[str, Any]:
-        """The record without its environment; hashes that are not known are left out."""
-        return without_unknown(self.model_dump(mode="json", exclude={"environment"}))
+    def same_as(self, other: "Record") -> bool:
+        """Whether two records agree; the environment does not count, nor a hash that one side does not know."""
+        mine, its = (record.model_dump(mode="json", exclude={"environment"}) for record in (self, other))
+        return same(mine, its)
 
 
-def without_unknown(tree: Any) -> Any:
-    """A tree without `null`s: equality of two runs ignores what is not known on one side."""
-    if isinstance(tree, Mapping):
-        return {key: without_unknown(value) for key, value in tree.items() if value is not None}
-    return [without_unknown(value) for value in tree] if isinstance(tree, list) else tree
+def same(a: Any, b: Any, hashes: bool = False) -> bool:
+    """Equality of two trees in which a `null` among `hashes` (the values of `files`) equals anything."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(same(a[key], b[key], hashes or key == "files") for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(same(x, y, hashes) for x, y in zip(a, b, strict=True))
+    return a == b or (hashes and None in (a, b))
 
 
 def environment(seconds: float, device: str) -> Environment:
@@ -105,11 +108,13 @@ def environment(seconds: float, device: str) -> Environment:
 
 def git_commit() -> str | None:
     """Commit of the checkout that clipfuse runs from, if it is one."""
-    root = next((p for p in Path(__file__).parents if (p / ".git").is_dir() and (p / "pyproject.toml").is_file()), None)
+    git = Path(__file__).parents[3] / ".git"
+    if not git.is_dir() or Path(__file__).parents[2].name != "src":
+        return None
     try:
-        head = (root / ".git/HEAD").read_text().strip() if root else ""
+        head = (git / "HEAD").read_text().strip()
         name = head.removeprefix("ref: ")
-        return (root / ".git" / name).read_text().strip() if root and name != head else head or None
+        return (git / name).read_text().strip() if name != head else head
     except OSError:
         return None
 
@@ -124,9 +129,12 @@ def read_records(path: Path) -> list[Record]:
     from pydantic import ValidationError
 
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [Record.model_validate_json(line) for line in lines if line.strip()]
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        newer = [v for line in lines if (v := json.loads(line)["schema_version"]) > SCHEMA]
+        if newer:
+            raise ConfigError(f"{path}: schema {newer[0]} is newer than this clipfuse knows ({SCHEMA})")
+        return [Record.model_validate_json(line) for line in lines]
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError):
+    except (ValidationError, ValueError, KeyError, TypeError):
         raise ConfigError(f"{path}: is not a file of records (schema {SCHEMA})") from None

@@ -9,6 +9,7 @@ from clipfuse.checkpoints.names import canonical_names
 from clipfuse.errors import ModelError
 from clipfuse.evaluate.evaluator import Candidate
 from clipfuse.fusion.merge import Sweep
+from clipfuse.fusion.merged import NO_GEOMETRY
 from clipfuse.models.build import build_vision_model
 from clipfuse.models.encoder import ClipBase, VisionEncoder
 from clipfuse.shapes import Float
@@ -20,7 +21,7 @@ class WorkingCopy:
     def __init__(self, sweep: Sweep, base: ClipBase, device: torch.device):
         pool = sweep.prepared.pool
         if pool.geometry is None:
-            raise ModelError("the pool was made of state dicts, whose geometry is not known")
+            raise ModelError(NO_GEOMETRY)
         self.sweep = sweep
         self.encoder = VisionEncoder(build_vision_model(pool.lead, pool.geometry), base).to(device, torch.float32)
         stored = self.encoder.vision.state_dict()
@@ -58,7 +59,7 @@ def sweep_candidates(sweep: Sweep, base: ClipBase, device: torch.device) -> Mapp
     copy = WorkingCopy(sweep, base, device)
     return {
         value: Candidate(
-            f"{sweep.prepared.chain.method.rule.name} λ={value:g}", lambda v=value: SweepEncoder(copy, v), 0
+            f"{sweep.prepared.chain.method.rule.name} λ={value!r}", lambda v=value: SweepEncoder(copy, v), 0
         )
         for value in sweep.values
     }

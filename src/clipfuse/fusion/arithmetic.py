@@ -50,7 +50,7 @@ def normalised_weights(view: PoolView, cfg: WeightedAverage) -> list[float]:
     weights = weight_row(cfg.weights, view.tasks)
     if not cfg.normalize:
         return weights
-    if not sum(weights):
+    if abs(sum(weights)) <= 1e-9 * sum(map(abs, weights)):
         raise ConfigError("method.weights: they sum to 0 and cannot be normalised")
     return [weight / sum(weights) for weight in weights]
 

@@ -25,7 +25,7 @@ DARE = Paper(
 class Dare(Config):
     """τ ← τ ⊙ m / (1 − p), m ~ Bernoulli(1 − p)."""
 
-    drop: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    drop: Annotated[float, Field(ge=0, le=65535 / 65536)] = 0.5
     """Probability with which an entry is dropped; realised as p = round(drop·65536)/65536."""
     rescale: bool = True
     """Divide the kept entries by 1 − p."""

@@ -4,8 +4,8 @@ Order: edits(τ) → rule → × scaling_factor → finishes → θ0 + Δ, in fl
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -129,11 +129,10 @@ def run(prepared: Prepared, sink: Sink, specs: Mapping[str, TensorSpec]) -> Coun
     factor = scaling_factor(prepared.chain)
 
     def work(leaf: Leaf) -> Counter[str]:
-        final = finished_leaf(prepared, leaf, merged_leaf(prepared, leaf), factor)
-        sink.write(leaf.name, final.to(specs[leaf.name].dtype), leaf.start)
+        write(sink, specs, leaf, finished_leaf(prepared, leaf, merged_leaf(prepared, leaf), factor))
         return leaf.tally
 
-    return sum(prepared.view.map_raw(work, prepared.chain.grain, last=True), Counter())
+    return add_up(prepared.view.map_raw(work, prepared.chain.grain, last=True))
 
 
 def run_unscaled(prepared: Prepared, sink: Sink) -> Counter[str]:
@@ -143,20 +142,35 @@ def run_unscaled(prepared: Prepared, sink: Sink) -> Counter[str]:
         sink.write(leaf.name, merged_leaf(prepared, leaf), leaf.start)
         return leaf.tally
 
-    return sum(prepared.view.map_raw(work, prepared.chain.grain, last=True), Counter())
+    return add_up(prepared.view.map_raw(work, prepared.chain.grain, last=True))
 
 
 def run_scaled(
     prepared: Prepared, unscaled: Mapping[str, Tensor], factor: float, sink: Sink, specs: Mapping[str, TensorSpec]
 ) -> None:
-    """What is left of a merge for one value of λ; the same bits as `run` with that value."""
+    """What is left of a merge for one value of λ; the same bits as `run` with that value. Shows no progress."""
 
     def work(leaf: Leaf) -> None:
         merged = (
             unscaled[leaf.name].reshape(-1)[leaf.start : leaf.start + leaf.numel].view(leaf.stored_experts[0].shape)
         )
-        final = finished_leaf(prepared, leaf, merged, factor)
-        sink.write(leaf.name, final.to(specs[leaf.name].dtype), leaf.start)
+        write(sink, specs, leaf, finished_leaf(prepared, leaf, merged, factor))
 
-    for _ in prepared.view.map_raw(work, prepared.chain.grain):
+    for _ in replace(prepared.view, progress=None).map_raw(work, prepared.chain.grain):
         pass
+
+
+def write(sink: Sink, specs: Mapping[str, TensorSpec], leaf: Leaf, final: Tensor) -> None:
+    """Round to the result's dtype, once, and write. Raises PoolError where that overflows."""
+    rounded = final.to(specs[leaf.name].dtype)
+    if not rounded.isfinite().all():
+        raise PoolError(f"{leaf.name}: the merged weights are not finite in {rounded.dtype}")
+    sink.write(leaf.name, rounded, leaf.start)
+
+
+def add_up(tallies: Iterable[Counter[str]]) -> Counter[str]:
+    """Sum of counts; zeros are kept."""
+    found: Counter[str] = Counter()
+    for tally in tallies:
+        found.update(tally)
+    return found

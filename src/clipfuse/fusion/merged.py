@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 
 RECIPE = "clipfuse.json"
 SCHEMA = 1
+NO_GEOMETRY = "the pool was made of state dicts, whose geometry is not known: merge modules or folders"
 
 
 @dataclass(frozen=True)
 class Merged:
     """A merged vision encoder: `kind`, tensors by canonical name, geometry and recipe."""
 
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor] = field(repr=False)
     recipe: Mapping[str, Any]
     geometry: Geometry | None = None
     kind: Literal["weights"] = "weights"
@@ -46,16 +47,27 @@ class Merged:
 
         return build_vision_model(self.tensors, self.known_geometry, dtype)
 
-    def encoder(self, base: "ClipBase") -> "VisionEncoder":
-        """An encoder with the base's projection, for evaluation."""
-        from clipfuse.models.encoder import VisionEncoder
+    @property
+    def config(self) -> dict[str, Any]:
+        """Method, edits, finishes and seed with all settings, as in YAML."""
+        return {key: self.recipe[key] for key in ("method", "edits", "finishes", "seed") if key in self.recipe}
 
-        return VisionEncoder(self.load_model(), base)
+    def encoder(self, base: "ClipBase | None" = None) -> "VisionEncoder":
+        """An encoder with the projection of `base` (by default the recipe's), for evaluation.
+
+        Raises:
+            ModelError: no base is given and the recipe knows none.
+        """
+        from clipfuse.models.encoder import VisionEncoder, known_base, open_base
+
+        members = (m for m in self.recipe["pool"] if m["name"] == "_pretrained_" and m.get("path"))
+        own = next((member["path"] for member in members), None)
+        return VisionEncoder(self.load_model(), base or open_base(own or known_base(self.geometry, "this merge")))
 
     @property
     def known_geometry(self) -> Geometry:
         if self.geometry is None:
-            raise ModelError("the pool was made of state dicts, whose geometry is not known: merge modules or folders")
+            raise ModelError(NO_GEOMETRY)
         return self.geometry
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
@@ -93,7 +105,11 @@ def read_recipe(folder: Path) -> dict[str, Any] | None:
         recipe = json.loads(path.read_text(encoding="utf-8"))
         if recipe["schema"] > SCHEMA:
             raise CheckpointError(f"{path}: schema {recipe['schema']} is newer than this clipfuse knows ({SCHEMA})")
-        return recipe
+        if recipe["kind"] != "weights":
+            raise CheckpointError(f"{path}: kind {recipe['kind']!r} is not known to this clipfuse")
+        if not all([recipe["method"]["name"], *[member["name"] for member in recipe["pool"]]]):
+            raise ValueError("a name is empty")
+        return recipe if isinstance(recipe["uses"], list) else recipe | {"uses": []}
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path}: is not the recipe of a merge") from None
 
@@ -109,4 +125,4 @@ def load(folder: str | Path) -> Merged:
     if recipe is None:
         raise CheckpointError(f"{folder}: holds no {RECIPE}; clipfuse.load restores what clipfuse merged")
     tensors: Checkpoint = open_checkpoint(folder, str(folder))
-    return Merged(tensors, recipe, read_geometry(folder), recipe["kind"])
+    return Merged(tensors, recipe, read_geometry(folder))

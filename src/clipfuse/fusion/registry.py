@@ -33,7 +33,8 @@ class Paper:
 
     def bibtex(self) -> str:
         """A BibTeX entry."""
-        key = f"{self.authors.split(',')[0].lower()}{self.year}{self.title.split()[0].lower()}"
+        word = "".join(letter for letter in self.title.split()[0].lower() if letter.isalnum())
+        key = f"{self.authors.split(',')[0].lower()}{self.year}{word}"
         fields = {"title": self.title, "author": self.authors, "booktitle": self.venue, "year": str(self.year)}
         if self.arxiv:
             fields |= {"eprint": self.arxiv, "archivePrefix": "arXiv"}
@@ -173,6 +174,11 @@ class Chain:
         return tuple(seen | dict.fromkeys(self.chosen_on))
 
     @property
+    def title(self) -> str:
+        """What a table calls it: `dare + ties_merging`."""
+        return " + ".join(step.rule.name for step in self.steps)
+
+    @property
     def passes(self) -> int:
         """Times that the pool is read."""
         return 1 + sum(step.rule.passes for step in self.steps)
@@ -228,6 +234,10 @@ def configure(
             raise ConfigError(f"method.scaling_factor: takes a number or a list of numbers (found {found!r})")
         factors = tuple(dict.fromkeys(float(value) for value in found))
         tree["scaling_factor"] = factors[0]
+    fields = find("method", tree["name"]).config.model_fields if isinstance(tree.get("name"), str) else {}
+    for key, value in tree.items():
+        if isinstance(value, (list, tuple)) and key in fields and fields[key].annotation in (float, int):
+            raise ConfigError(f"method.{key}: takes one number; only scaling_factor takes a list to choose from")
     for name, part in (("edits", edits), ("finishes", finishes)):
         if isinstance(part, (str, Mapping)) or not isinstance(part, Sequence):
             raise ConfigError(

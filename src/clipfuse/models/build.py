@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -30,13 +30,17 @@ def build_vision_model(
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     config = CLIPVisionConfig(**geometry.model_dump())
-    with torch.device("meta"):
-        model = CLIPVisionModel(config)
-    names = canonical_names(model.state_dict(), "CLIPVisionModel")
+    try:
+        with torch.device("meta"):
+            model = CLIPVisionModel(config)
+    except (KeyError, ValueError) as error:
+        raise ModelError(f"transformers cannot build a vision tower of {geometry}: {error}") from None
+    empty = model.state_dict()
+    names = canonical_names(empty, "CLIPVisionModel")
     if odd := sorted(names.keys() ^ weights.keys()):
         raise ModelError(f"weights and config.json do not fit: {odd[0]!r} is in one of them only ({geometry})")
     for name, stored in names.items():
-        if (found := tuple(weights[name].shape)) != (wanted := tuple(model.state_dict()[stored].shape)):
+        if (found := tuple(weights[name].shape)) != (wanted := tuple(empty[stored].shape)):
             raise ModelError(f"weights and config.json do not fit: {name} is {found}, the geometry says {wanted}")
     values = {stored: weights[name].to(dtype or torch.float32, copy=True) for name, stored in names.items()}
     model.load_state_dict(values, assign=True)
@@ -47,6 +51,14 @@ def build_vision_model(
     return model.eval()
 
 
+def is_full_clip(folder: Path) -> bool:
+    """Whether a folder's config.json is that of a CLIPModel, with a text encoder."""
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == "clip"
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
 def load_clip_model(folder: Path) -> "CLIPModel":
     """The full `CLIPModel` of a folder, float32, in eval mode.
 
@@ -55,14 +67,18 @@ def load_clip_model(folder: Path) -> "CLIPModel":
     """
     from transformers import CLIPModel
 
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError):
-        raise ModelError(f"{folder}: holds no config.json of a CLIP model") from None
-    if kind != "clip":
-        raise ModelError(f"{folder}: is a {kind!r}, not a full CLIP model; a base needs its text encoder too")
+    if not is_full_clip(folder):
+        raise ModelError(f"{folder}: is not a full CLIP model; a base needs its text encoder too")
     with quiet_transformers():
-        return CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
+        loaded: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    model, info = loaded
+    for kind in ("missing_keys", "mismatched_keys"):
+        if info[kind]:
+            first = min(map(str, info[kind]))
+            raise ModelError(
+                f"{folder}: is no whole CLIP model: {len(info[kind])} {kind.replace('_', ' ')}, e.g. {first}"
+            )
+    return model.eval()
 
 
 def load_image_processor(folder: Path) -> "CLIPImageProcessor":

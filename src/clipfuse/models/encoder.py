@@ -55,9 +55,10 @@ class VisionEncoder:
         self.vision = vision
         self.projection = base.clip.visual_projection
         self.base = base.ref
-        width, expected = vision.config.hidden_size, self.projection.in_features
-        if width != expected:
-            raise ModelError(f"a tower {width} wide does not fit the projection of {base.ref}, which takes {expected}")
+        found = Geometry.model_validate(vision.config.to_dict())
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size"):
+            if (mine := vars(found)[name]) != (its := vars(base.geometry)[name]):
+                raise ModelError(f"the model does not belong to {base.ref}: {name} is {mine}, the base's {its}")
 
     @property
     def bytes(self) -> int:
@@ -99,6 +100,8 @@ class ClipBase:
         """The folder's tokenizer. Raises ModelError if it has none."""
         from transformers import AutoTokenizer
 
+        if not any((self.folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+            raise ModelError(f"{self.ref}: has no tokenizer (tokenizer.json, or vocab.json and merges.txt)")
         try:
             with quiet_transformers():
                 return AutoTokenizer.from_pretrained(self.folder)

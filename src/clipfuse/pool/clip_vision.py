@@ -1,6 +1,5 @@
 """The pool of `type: huggingface_clip_vision`: CLIP vision encoders from folders and the hub."""
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -11,7 +10,8 @@ from clipfuse.checkpoints.checkpoint import open_checkpoint
 from clipfuse.checkpoints.geometry import Geometry, read_geometry
 from clipfuse.checkpoints.hashes import known_hash
 from clipfuse.checkpoints.locate import CLIP, VISION, Located, OutOfReachError, hub_ref, locate
-from clipfuse.config import load_preset, parse
+from clipfuse.config import parse
+from clipfuse.config.fusionbench import translate
 from clipfuse.errors import LocateError, PoolError, unknown
 from clipfuse.pool.config import Member, PoolConfig
 from clipfuse.pool.leaf import Leaf
@@ -21,8 +21,6 @@ from clipfuse.pool.task_vector import TaskVector
 if TYPE_CHECKING:
     import torch
     from transformers import CLIPImageProcessor, CLIPModel, CLIPVisionModel
-
-log = logging.getLogger(__name__)
 
 
 class HuggingFaceClipVisionPool:
@@ -50,12 +48,15 @@ class HuggingFaceClipVisionPool:
         Raises:
             ConfigError: no such file or preset, or not the YAML of a pool.
         """
+        from clipfuse.config.presets import load_preset
+
         return cls.from_tree(load_preset("modelpool", str(path)), where=str(path))
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any], where: str = "modelpool") -> "HuggingFaceClipVisionPool":
-        """Check an already parsed configuration. Raises ConfigError."""
-        return cls(parse(PoolConfig, tree, where))
+        """Check an already parsed configuration, FusionBench's words too. Raises ConfigError."""
+        ours, _ = translate({"modelpool": dict(tree)})
+        return cls(parse(PoolConfig, ours["modelpool"], where))
 
     @property
     def all_model_names(self) -> tuple[str, ...]:
@@ -105,19 +106,7 @@ class HuggingFaceClipVisionPool:
         checkpoints = {name: open_checkpoint(self.located[name].folder, self.members[name].path) for name in names}
         geometries = {name: read_geometry(self.located[name].folder) for name in names}
         base = checkpoints.pop(PRETRAINED, None)
-        lead = geometries[PRETRAINED if base else names[0]]
-        pool = ModelPool(base, checkpoints, lead, [self.describe(name) for name in names])
-        for name, found in geometries.items():
-            if different := [
-                k for k in ("num_attention_heads", "patch_size", "image_size") if vars(found)[k] != vars(lead)[k]
-            ]:
-                key = different[0]
-                raise PoolError(f"{name}: another geometry: {key} is {vars(found)[key]}, the pool's {vars(lead)[key]}")
-            if found.hidden_act != lead.hidden_act:
-                pool.warnings.append(f"{name}: activation {found.hidden_act}, the pool's {lead.hidden_act}")
-        for warning in pool.warnings:
-            log.warning("%s", warning)
-        return pool
+        return ModelPool(base, checkpoints, geometries, [self.describe(name) for name in names])
 
     def describe(self, name: str) -> dict[str, Any]:
         """Name, path, revision, and sha256 by file as far as known: what a recipe says of a model."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from clipfuse.config import Config
 
@@ -11,9 +11,9 @@ from clipfuse.config import Config
 class Member(Config):
     """One model of a pool."""
 
-    name: str
+    name: str = Field(min_length=1)
     """What it is called; names that begin and end with `_` are special, `_pretrained_` is the base."""
-    path: str
+    path: str = Field(min_length=1)
     """A folder or weights file of this machine, or a hub id: `org/name`, `org/name@revision`."""
 
 

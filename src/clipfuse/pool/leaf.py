@@ -29,6 +29,8 @@ class Leaf:
     """Seed of the run, for random edits."""
     tally: Counter[str] = field(default_factory=Counter)
     """Exact counts that an edit or a rule wants in the record; added up over the model."""
+    edited: bool = False
+    """Whether `deltas` have been through an edit."""
     room: Tensor | None = None
     """Memory that `deltas` may be made in, (task, ≥ numel) float32; only the engine lends some."""
 
@@ -41,7 +43,9 @@ class Leaf:
 
     @cached_property
     def experts(self) -> Float[Tensor, "task *shape"]:
-        """θ_k, one row an expert."""
+        """θ_k, one row an expert; after edits θ0 + the edited τ_k."""
+        if self.edited:
+            return self.base + self.deltas
         return self.finite(torch.stack([expert.float() for expert in self.stored_experts]))
 
     @cached_property
@@ -62,7 +66,7 @@ class Leaf:
         """The same leaf with edited task vectors; what an edit or a rule sees after an edit."""
         kept = {name: value for name, value in vars(self).items() if name not in ("deltas", "experts")}
         leaf = object.__new__(Leaf)
-        vars(leaf).update(kept, deltas=deltas, room=None)
+        vars(leaf).update(kept, deltas=deltas, edited=True, room=None)
         return leaf
 
     def finite(self, rows: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from clipfuse.checkpoints.checkpoint import Checkpoint, common_dtype, from_memory
-from clipfuse.checkpoints.geometry import Geometry
+from clipfuse.checkpoints.geometry import Geometry, misfit
 from clipfuse.checkpoints.safetensors_file import TensorSpec
 from clipfuse.errors import PoolError
 from clipfuse.pool.leaf import Leaf
@@ -24,24 +24,23 @@ class ModelPool:
     """A base (or None) and named experts with the same parameters; iterating yields whole leaves, sorted by name.
 
     `warnings` names what is allowed but worth knowing (mixed dtypes); `geometry` is the base's or first expert's,
-    if known; `members` describes each model for the recipe.
+    if `geometries` (by name, as far as known) has it; `members` describes each model for the recipe.
 
     Raises:
-        PoolError: no experts, or one whose names or shapes differ.
+        PoolError: no experts, or a model whose names, shapes or geometry differ.
     """
 
     def __init__(
         self,
         base: Checkpoint | None,
         experts: Mapping[str, Checkpoint],
-        geometry: Geometry | None = None,
+        geometries: Mapping[str, Geometry] | None = None,
         members: list[dict[str, Any]] | None = None,
     ):
         if not experts:
             raise PoolError("the pool has no experts: every model in it is special (its name begins and ends with '_')")
         self.base = base
         self.experts = dict(experts)
-        self.geometry = geometry
         self.members = members or [{"name": name} for name in ([PRETRAINED] if base else []) + list(experts)]
         self.tasks = tuple(self.experts)
         self.lead = base if base is not None else next(iter(self.experts.values()))
@@ -49,6 +48,7 @@ class ModelPool:
         for task, expert in self.experts.items():
             self.check(task, expert)
         self.warnings = self.mixed_dtypes()
+        self.geometry = self.common_geometry(geometries or {})
 
     def check(self, task: str, expert: Checkpoint) -> None:
         first = PRETRAINED if self.base is not None else self.tasks[0]
@@ -61,6 +61,24 @@ class ModelPool:
         if odd := sorted(set(self.specs) ^ set(expert)):
             who = f"lacks {odd[0]!r}, which {first} has" if odd[0] in self.specs else f"has {odd[0]!r}, {first} not"
             raise PoolError(f"{task}: {who} ({len(odd)} parameters differ)")
+
+    def common_geometry(self, geometries: Mapping[str, Geometry]) -> Geometry | None:
+        """The geometry that all known ones agree with, and the tensors with it; None if none is known."""
+        first = PRETRAINED if PRETRAINED in geometries else next(iter(geometries), None)
+        if first is None:
+            return None
+        lead, shapes = geometries[first], {name: spec.shape for name, spec in self.specs.items()}
+        for name, found in geometries.items():
+            for key in ("num_attention_heads", "patch_size", "image_size", "layer_norm_eps"):
+                if vars(found)[key] != vars(lead)[key]:
+                    raise PoolError(
+                        f"{name}: another geometry: {key} is {vars(found)[key]}, {first}'s {vars(lead)[key]}"
+                    )
+            if wrong := misfit(found, shapes):
+                raise PoolError(f"{name}: weights and config.json do not fit: {wrong}")
+            if found.hidden_act != lead.hidden_act:
+                self.warnings.append(f"{name}: activation {found.hidden_act}, {first}'s {lead.hidden_act}")
+        return lead
 
     def mixed_dtypes(self) -> list[str]:
         models = ([(PRETRAINED, self.base)] if self.base else []) + list(self.experts.items())
@@ -96,7 +114,7 @@ class ModelPool:
 
         def part(checkpoint: Checkpoint) -> torch.Tensor:
             tensor = checkpoint[name]
-            return tensor if stop is None else tensor.reshape(-1)[start:stop]
+            return (tensor if stop is None else tensor.reshape(-1)[start:stop]).cpu()
 
         base = None if self.base is None else part(self.base)
         return Leaf(name, self.tasks, base, tuple(part(e) for e in self.experts.values()), start, **extra)
@@ -115,8 +133,9 @@ def pool_from_memory(models: Mapping[str, nn.Module | Mapping[str, Any]]) -> Mod
     """
     checkpoints = {name: from_memory(weights, name) for name, weights in models.items()}
     base = checkpoints.pop(PRETRAINED, None)
-    geometry = next((found for model in models.values() if (found := geometry_of(model))), None)
-    return ModelPool(base, {name: c for name, c in checkpoints.items() if not is_special(name)}, geometry)
+    experts = {name: checkpoint for name, checkpoint in checkpoints.items() if not is_special(name)}
+    known = {name: geometry_of(models[name]) for name in ([PRETRAINED] if base else []) + list(experts)}
+    return ModelPool(base, experts, {name: found for name, found in known.items() if found})
 
 
 def geometry_of(model: Any) -> Geometry | None:

@@ -1,7 +1,8 @@
 """Task vectors as things to calculate with: τ = θ − θ0, and sums, differences and multiples of them."""
 
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from clipfuse.checkpoints.checkpoint import Checkpoint
 from clipfuse.checkpoints.geometry import Geometry
 from clipfuse.checkpoints.safetensors_file import TensorSpec
-from clipfuse.checkpoints.writer import SafetensorsWriter, check_output
+from clipfuse.checkpoints.writer import SafetensorsWriter
 from clipfuse.errors import OutputError, PoolError
 
 
@@ -18,7 +19,7 @@ from clipfuse.errors import OutputError, PoolError
 class TaskVector:
     """A difference of weights by canonical name, float32."""
 
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor] = field(repr=False)
     geometry: Geometry | None = None
 
     @classmethod
@@ -57,9 +58,8 @@ class TaskVector:
         path = Path(path)
         if path.exists() and not overwrite:
             raise OutputError(f"{path}: exists; pass overwrite=True")
-        check_output(path.parent / f".{path.name}.part", overwrite=True)
         specs = {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in sorted(self.tensors.items())}
-        temporary = path.with_name(f".{path.name}.part")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             with SafetensorsWriter(temporary, specs, {"kind": "task_vector"}) as writer:
                 for name, tensor in self.tensors.items():

@@ -42,7 +42,7 @@ class Table:
             console.print(note, style="dim", soft_wrap=True)
 
 
-def results_table(records: Sequence[Record]) -> Table:
+def results_table(records: Sequence[Record], remarks: Sequence[str] = ()) -> Table:
     """Accuracy in per cent, models × tasks, with the mean, its 95 % half-width, the normalised mean, and data seen."""
     tasks = list(dict.fromkeys(record.task for record in records))
     models = list(dict.fromkeys(record.model for record in records))
@@ -64,7 +64,7 @@ def results_table(records: Sequence[Record]) -> Table:
                 ", ".join(mine[0].uses) or "none" if mine[0].role == "merged" else "",
             ]
         )
-    return Table(header, rows, notes(records))
+    return Table(header, rows, [*notes(records), *remarks])
 
 
 def average(records: Sequence[Record]) -> float:

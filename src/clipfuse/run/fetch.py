@@ -66,11 +66,12 @@ def task_want(task: Task) -> Want:
 
     def get() -> None:
         import datasets
+        from datasets.exceptions import DatasetsError
 
         for split in dict.fromkeys(task.splits.values()):
             try:
                 datasets.load_dataset(str(task.hub_dataset), task.hub_config, split=split, revision=task.revision)
-            except (OSError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, RuntimeError, DatasetsError) as error:
                 raise TaskError(f"{task.name}: {task.hub_dataset}: {str(error).splitlines()[0]}") from None
 
     return Want("data set", task.name, str(task.hub_dataset), info.sha, tuple(files), get)

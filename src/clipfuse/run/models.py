@@ -1,6 +1,5 @@
 """Evaluating models that are there already: merged folders, experts, full CLIPs."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from clipfuse.config import parse
 from clipfuse.errors import ModelError
 from clipfuse.evaluate import Candidate, Record
 from clipfuse.fusion.merged import read_recipe
-from clipfuse.models.build import build_vision_model
+from clipfuse.models.build import build_vision_model, is_full_clip
 from clipfuse.models.encoder import VisionEncoder, known_base
 from clipfuse.pool import PRETRAINED
 from clipfuse.pool.clip_vision import locate_all
@@ -26,7 +25,7 @@ from clipfuse.tasks import TaskPoolConfig
 def evaluate_models(models: Sequence[str], tree: Mapping[str, Any], stage: Stage = silent) -> list[Record]:
     """Score models (folders or hub ids) on a task pool; `tree` has the keys of `EvaluateConfig`.
 
-    The text encoder, projection and processor come from `base`, else the merged folder's recipe, else the one known
+    The text encoder, projection and processor come from the merged folder's recipe, else `base`, else the one known
     base of the geometry.
 
     Raises:
@@ -37,7 +36,7 @@ def evaluate_models(models: Sequence[str], tree: Mapping[str, Any], stage: Stage
     config = parse(EvaluateConfig, tree, "evaluate")
     taskpool = parse(TaskPoolConfig, config.taskpool, "taskpool")
     located = locate_all({model: model for model in models})
-    bases = {model: config.base or taskpool.base or base_of(at) for model, at in located.items()}
+    bases = {model: base_of(at, config.base or taskpool.base) for model, at in located.items()}
     if len(set(bases.values())) > 1:
         found = ", ".join(f"{model}: {ref}" for model, ref in bases.items())
         raise ModelError(f"the models belong to different bases ({found}); evaluate them apart, or give base=")
@@ -50,16 +49,22 @@ def evaluate_models(models: Sequence[str], tree: Mapping[str, Any], stage: Stage
     return [bench.record(score, config.split, **origin(at_name[score.model])) for score in scores]
 
 
-def base_of(at: Located) -> str:
-    """The base that a located model belongs to. Raises ModelError if none is known."""
+def base_of(at: Located, given: str | None) -> str:
+    """The base of a located model: as its recipe says, else `given`, else a full CLIP itself, else the known one.
+
+    Raises:
+        ModelError: none is known, or the recipe and `given` name different ones.
+    """
     recipe = read_recipe(at.folder) if at.folder.is_dir() else None
-    for member in recipe["pool"] if recipe else ():
-        if member["name"] == PRETRAINED and member.get("path"):
-            return member["path"]
-    config = (at.folder if at.folder.is_dir() else at.folder.parent) / "config.json"
-    if config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "clip":
-        return at.ref
-    return known_base(read_geometry(at.folder), at.ref)
+    members = recipe["pool"] if recipe else []
+    own = next((m["path"] for m in members if m["name"] == PRETRAINED and m.get("path")), None)
+    if own is not None and (hub_ref(own) or local_path(own).exists()):
+        if given not in (None, own):
+            raise ModelError(f"{at.ref}: was merged from the base {own}; base={given} is another")
+        return own
+    if given is not None:
+        return given
+    return at.ref if is_full_clip(at.folder) else known_base(read_geometry(at.folder), at.ref)
 
 
 def candidate(name: str, at: Located, bench: Bench) -> Candidate:

@@ -23,7 +23,7 @@ from clipfuse.models.encoder import known_base
 from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
 from clipfuse.report import Table, results_table
 from clipfuse.report.write import write_report
-from clipfuse.run.bench import Bench, find_tasks, measure, open_bench
+from clipfuse.run.bench import Bench, Choice, find_tasks, measure, open_bench
 from clipfuse.run.config import RunConfig
 from clipfuse.run.progress import Stage, silent
 from clipfuse.tasks import TaskPoolConfig
@@ -59,13 +59,17 @@ def run(tree: Mapping[str, Any], stage: Stage = silent) -> RunResult:
     with new_folder(folder, config.overwrite) as temporary, log_to(temporary / "log.txt"):
         resolved = config.model_dump(mode="json", exclude={"out", "overwrite"}) | chain.to_tree()
         write_text(temporary / "config.yaml", to_yaml(resolved))
-        chosen = None
-        if chain.scaling_factors:
-            chain, chosen = choose(pool, bench, chain, stage, config.dtype)
-        name = chain.method.rule.name
-        records = measure(pool, bench, {name: chain}, config.baselines, stage, temporary, config.dtype)
-        write_report(temporary, records, [name])
-    return RunResult(folder, records, results_table(records), chosen)
+        choice = choose(pool, bench, chain, stage, config.dtype) if chain.scaling_factors else Choice(chain)
+        records = measure(pool, bench, [choice], config.baselines, stage, temporary, config.dtype)
+        table = results_table(records, selection(choice))
+        write_report(temporary, table, records, [r.model for r in records if r.role == "merged"][:1])
+    return RunResult(folder, records, table, choice.value)
+
+
+def selection(choice: Choice) -> list[str]:
+    """How a value was chosen, for the notes of the table."""
+    curve = ", ".join(f"{value:g}: {100 * mean:.1f}" for value, mean in choice.curve.items())
+    return [f"scaling_factor by mean accuracy on val: {curve}; chosen: {choice.value:g}."] if choice.curve else []
 
 
 def chain_of(config: RunConfig) -> Chain:
@@ -76,6 +80,8 @@ def chain_of(config: RunConfig) -> Chain:
         raise ConfigError(
             f"method.scaling_factor: has {count} values; choose among them on the val split with select=val"
         )
+    if config.select and not chain.scaling_factors:
+        raise ConfigError(f"select={config.select}: there is nothing to choose; method.scaling_factor has one value")
     return chain
 
 
@@ -94,11 +100,11 @@ def open_run(config: RunConfig, chain: Chain) -> tuple[HuggingFaceClipVisionPool
 
 def choose(
     pool: HuggingFaceClipVisionPool, bench: Bench, chain: Chain, stage: Stage, dtype: str | None = None
-) -> tuple[Chain, float]:
+) -> Choice:
     """The value of λ with the best mean accuracy on the val splits; the smallest of equals. Merges once."""
     with stage(f"merge {chain.method.rule.name} once", pool.weights.nbytes * chain.passes, "B") as told:
         found = sweep(pool, chain, dtype=dtype, progress=told)
-        candidates = sweep_candidates(found, bench.base, bench.device)
+    candidates = sweep_candidates(found, bench.base, bench.device)
     scores = bench.score(list(candidates.values()), "val", stage)
     means = {}
     for value, candidate in candidates.items():
@@ -107,7 +113,7 @@ def choose(
         log.info("scaling_factor=%g: %.2f %% on val", value, 100 * means[value])
     best = max(sorted(means), key=lambda value: means[value])
     log.info("scaling_factor=%g is chosen", best)
-    return chain.with_scaling_factor(best, ("val_images", "val_labels")), best
+    return Choice(chain.with_scaling_factor(best, ("val_images", "val_labels")), found, means)
 
 
 @contextmanager

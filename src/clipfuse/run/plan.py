@@ -7,6 +7,7 @@ from typing import Any
 
 from clipfuse.checkpoints.writer import check_output, check_space
 from clipfuse.config import parse
+from clipfuse.data import open_split
 from clipfuse.fusion.engine import check_chain
 from clipfuse.fusion.merge import as_dtype
 from clipfuse.fusion.registry import Chain
@@ -46,18 +47,21 @@ def make_plan(tree: Mapping[str, Any]) -> Plan:
     Raises:
         ClipfuseError: one line for the first thing that is wrong.
     """
-    config = parse(RunConfig, {"taskpool": {"tasks": []}, **tree}, "run")
+    config = parse(RunConfig, {"taskpool": {}, **tree}, "run")
     chain = chain_of(config)
-    tasks = find_tasks(parse(TaskPoolConfig, config.taskpool, "taskpool"))
+    tasks = find_tasks(parse(TaskPoolConfig, config.taskpool, "taskpool")) if config.taskpool else []
     dtype = as_dtype(config.dtype)
-    if config.out:
-        check_output(Path(config.out), config.overwrite)
     pool = HuggingFaceClipVisionPool.from_tree(config.modelpool).weights
     check_chain(chain, pool)
+    for task in tasks:
+        if task.folder:
+            open_split(task, "test")
+    if config.out:
+        check_output(Path(config.out), config.overwrite, [f for c in pool.checkpoints for f in c.files])
     written = sum(spec.numel * (dtype or spec.dtype).itemsize for spec in pool.specs.values())
     check_space(Path(config.out or "."), written)
     return Plan(
-        method=" + ".join([*[step.rule.name for step in chain.edits], chain.method.rule.name]),
+        method=chain.title,
         experts=pool.tasks,
         base=pool.base is not None,
         tensors=len(pool.specs),

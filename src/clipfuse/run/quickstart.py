@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from clipfuse.config import load_preset, parse
+from clipfuse.config import parse
+from clipfuse.config.presets import load_preset
 from clipfuse.evaluate import Record
-from clipfuse.fusion.registry import Chain, configure
+from clipfuse.fusion.registry import configure
 from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
-from clipfuse.run.bench import find_tasks, measure, open_bench
+from clipfuse.run.bench import Choice, find_tasks, measure, open_bench
 from clipfuse.run.config import MeasureConfig
 from clipfuse.run.pipeline import choose
 from clipfuse.run.progress import Stage, silent
@@ -16,15 +17,15 @@ from clipfuse.tasks import TaskPoolConfig
 LAMBDAS = [0.2, 0.4, 0.6, 0.8, 1.0]
 """Values of λ that the val split chooses from."""
 
-SHOWN: dict[str, tuple[dict[str, object], list[str]]] = {
-    "simple_average": ({"name": "simple_average"}, []),
-    "slerp": ({"name": "slerp"}, []),
-    "task_arithmetic": ({"name": "task_arithmetic", "scaling_factor": LAMBDAS}, []),
-    "ties_merging": ({"name": "ties_merging", "scaling_factor": LAMBDAS}, []),
-    "magmax": ({"name": "magmax", "scaling_factor": LAMBDAS}, []),
-    "dare + ties_merging": ({"name": "ties_merging", "scaling_factor": LAMBDAS}, ["dare"]),
-}
-"""Name in the table → method and edits."""
+SHOWN: list[tuple[dict[str, Any], list[str]]] = [
+    ({"name": "simple_average"}, []),
+    ({"name": "slerp"}, []),
+    ({"name": "task_arithmetic", "scaling_factor": LAMBDAS}, []),
+    ({"name": "ties_merging", "scaling_factor": LAMBDAS}, []),
+    ({"name": "magmax", "scaling_factor": LAMBDAS}, []),
+    ({"name": "ties_merging", "scaling_factor": LAMBDAS}, ["dare"]),
+]
+"""Methods and edits of the table."""
 
 
 def quickstart(tree: Mapping[str, Any] | None = None, stage: Stage = silent) -> list[Record]:
@@ -38,11 +39,8 @@ def quickstart(tree: Mapping[str, Any] | None = None, stage: Stage = silent) -> 
     pool = HuggingFaceClipVisionPool.from_tree(load_preset("modelpool", "tiny"))
     tasks = find_tasks(parse(TaskPoolConfig, load_preset("taskpool", "tiny"), "taskpool"))
     bench = open_bench(tasks, pool.get_model_config(PRETRAINED).path, ("test", "val"), config)
-    chains: dict[str, Chain] = {}
-    for title, (method, edits) in SHOWN.items():
+    choices = []
+    for method, edits in SHOWN:
         chain = configure(method, edits, seed=config.seed)
-        if chain.scaling_factors:
-            chain, value = choose(pool, bench, chain, stage)
-            title = f"{title} λ={value:g}"
-        chains[title] = chain
-    return measure(pool, bench, chains, "all", stage)
+        choices.append(choose(pool, bench, chain, stage) if chain.scaling_factors else Choice(chain))
+    return measure(pool, bench, choices, "all", stage)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from clipfuse.config import Config
 
@@ -13,7 +13,7 @@ class TaskPoolConfig(Config):
 
     type: Literal["clip_vit_classification"] = "clip_vit_classification"
     """The kind of pool: zero-shot classification with a CLIP's text encoder."""
-    tasks: Sequence[str]
+    tasks: Sequence[str] = Field(min_length=1)
     """Names of tasks, or paths of their YAML files."""
     base: str | None = None
     """The CLIP that gives text encoder, projections and processor; found from the models by default."""

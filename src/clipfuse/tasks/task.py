@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import model_validator
 
-from clipfuse.config import Config, parse, read_yaml
+from clipfuse.config import Config, parse
+from clipfuse.config.read import read_yaml
 from clipfuse.errors import TaskError, unknown
 
 CATALOG = Path(__file__).parent / "catalog"
@@ -59,6 +60,10 @@ class Task(Config):
             raise ValueError("takes either hub_dataset or folder")
         return self
 
+    def answers_to(self, name: str) -> bool:
+        """Whether `name` means this task: its own name or an alias, folded."""
+        return fold(name) in map(fold, (self.name, *self.aliases))
+
     def prompts(self) -> list[list[str]]:
         """(class, template) prompts."""
         return [[template.replace("{c}", c) for template in self.templates] for c in self.classes]
@@ -101,7 +106,7 @@ def find_task(name: str, folders: Iterable[Path] = ()) -> Task:
     path = {fold(stem): path for stem, path in known.items()}.get(fold(name))
     if path is None:
         for task in map(read_task, known.values()):
-            if fold(name) in map(fold, task.aliases):
+            if task.answers_to(name):
                 return task
         raise TaskError(unknown("task", name, known) + "; a path to a task's YAML file will do as well")
     return read_task(path)
