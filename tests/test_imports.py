@@ -35,7 +35,7 @@ import clipfuse
 pool = clipfuse.HuggingFaceClipVisionPool.from_yaml("tiny")
 clipfuse.merge(pool, "ties_merging", edits=["dare"], out={str(tmp_path / "out")!r})
 """
-    torch_alone = modules_after("import torch, safetensors, numpy, pydantic, yaml")
+    torch_alone = modules_after("import torch, safetensors, numpy, pydantic, annotated_types, yaml")
     allowed = torch_alone | set(sys.stdlib_module_names) | {"clipfuse"}
     assert {name for name in modules_after(code) - allowed if not name.startswith("_")} == set()
 

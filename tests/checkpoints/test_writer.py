@@ -36,8 +36,8 @@ def open_writer(path: Path, tensors: dict[str, Tensor]) -> SafetensorsWriter:
 
 
 def listing(folder: Path) -> list[str]:
-    """Everything below a folder, hidden files too."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    """Everything below a folder, hidden files too, but clipfuse's own mark."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != ".clipfuse")
 
 
 def test_safetensors_reads_what_was_written(tmp_path: Path, tensors: dict[str, Tensor]):
@@ -118,7 +118,7 @@ def test_overwriting_replaces_the_whole_folder(tmp_path: Path):
 def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path, filled: bool):
     (tmp_path / "disk").mkdir()
     if filled:
-        (tmp_path / "disk" / "clipfuse.json").write_text("old")
+        write_result(tmp_path / "disk", "old")
     (tmp_path / "out").symlink_to("disk")
     with new_folder(tmp_path / "out", overwrite=True) as folder:
         (folder / "clipfuse.json").write_text("new")
@@ -143,7 +143,7 @@ def test_what_is_there_is_not_touched_unasked(tmp_path: Path):
     refused = {
         ("result", False): "is not empty; choose another --out or pass --overwrite",
         ("photos", False): "is not empty; choose another --out or pass --overwrite",
-        ("photos", True): "holds something other than a result of clipfuse; it is not overwritten",
+        ("photos", True): "holds 'a.jpg', which clipfuse did not write; it is not overwritten",
         ("file", True): "is a file; the output is a folder",
     }
     for (name, overwrite), said in refused.items():
@@ -152,6 +152,20 @@ def test_what_is_there_is_not_touched_unasked(tmp_path: Path):
                 refuse(tmp_path / name, overwrite)
             assert str(caught.value) == f"{tmp_path / name}: {said}"
     assert listing(tmp_path) == before
+
+
+def test_what_appears_meanwhile_is_kept(tmp_path: Path):
+    with pytest.raises(OutputError, match="is not empty"), new_folder(tmp_path / "out") as folder:
+        (folder / "config.json").write_text("{}")
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "other").write_text("another run's")
+    assert listing(tmp_path) == ["out", "out/other"]
+
+
+def test_parents_that_were_made_go_with_a_failure(tmp_path: Path):
+    with pytest.raises(ValueError, match="x"), new_folder(tmp_path / "deep/er/out"):
+        raise ValueError("x")
+    assert listing(tmp_path) == []
 
 
 def test_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -197,6 +211,7 @@ def break_off(folder: Path, error: type[BaseException]) -> None:
 
 
 def write_result(folder: Path, text: str) -> None:
-    folder.mkdir()
-    (folder / "clipfuse.json").write_text(text)
-    (folder / "stale").write_text(text)
+    """What an earlier command left: two files and clipfuse's mark."""
+    with new_folder(folder, overwrite=True) as temporary:
+        (temporary / "clipfuse.json").write_text(text)
+        (temporary / "stale").write_text(text)

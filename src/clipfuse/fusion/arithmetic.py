@@ -5,7 +5,8 @@ from torch import Tensor
 from clipfuse.config import Config, EmptyConfig
 from clipfuse.errors import ConfigError
 from clipfuse.fusion.blocks import Weights, total, weight_row, weighted_total
-from clipfuse.fusion.registry import DeltaConfig, Paper, method
+from clipfuse.fusion.paper import Paper
+from clipfuse.fusion.registry import DeltaConfig, method
 from clipfuse.pool import Leaf, PoolView
 from clipfuse.shapes import Float
 

@@ -8,8 +8,9 @@ from pydantic import Field
 from torch import Tensor
 
 from clipfuse.config import Config
+from clipfuse.fusion.paper import Paper
 from clipfuse.fusion.random_bits import draws16
-from clipfuse.fusion.registry import Paper, edit
+from clipfuse.fusion.registry import edit
 from clipfuse.pool import Leaf
 from clipfuse.shapes import Float
 

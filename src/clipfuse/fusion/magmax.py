@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from clipfuse.fusion.registry import DeltaConfig, Paper, method
+from clipfuse.fusion.paper import Paper
+from clipfuse.fusion.registry import DeltaConfig, method
 from clipfuse.pool import Leaf
 from clipfuse.shapes import Float
 

@@ -44,8 +44,8 @@ def merge(
     """Merge the experts of a pool into one vision encoder.
 
     Args:
-        models: A pool, a preset's name or YAML file, or modules or state dicts by name (`{"_pretrained_": m0, "a": m1}`);
-            never changed.
+        models: A pool, a preset's name or YAML file, or modules or state dicts by name, as in
+            `{"_pretrained_": m0, "a": m1}`; never changed.
         method: A method's name, with its settings as further keywords, or a mapping with `name` and settings.
         edits: What is done to each task vector first, names or mappings.
         finishes: What is done to the merged task vector last.

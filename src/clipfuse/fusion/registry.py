@@ -7,6 +7,7 @@ from typing import Any, Literal, get_type_hints
 
 from clipfuse.config import Config, parse
 from clipfuse.errors import ConfigError, unknown
+from clipfuse.fusion.paper import Paper
 from clipfuse.pool.view import Grain, coarsest
 
 Uses = Literal["train_images", "train_labels", "val_images", "val_labels", "test_images"]
@@ -18,28 +19,6 @@ class DeltaConfig(Config):
 
     scaling_factor: float = 1.0
     """λ in θ0 + λΔ, dimensionless; applied by the engine."""
-
-
-@dataclass(frozen=True)
-class Paper:
-    """Where a rule was published."""
-
-    title: str
-    authors: str
-    """As in BibTeX: `Last, First and Last, First`."""
-    year: int
-    arxiv: str
-    venue: str = ""
-
-    def bibtex(self) -> str:
-        """A BibTeX entry."""
-        word = "".join(letter for letter in self.title.split()[0].lower() if letter.isalnum())
-        key = f"{self.authors.split(',')[0].lower()}{self.year}{word}"
-        fields = {"title": self.title, "author": self.authors, "booktitle": self.venue, "year": str(self.year)}
-        if self.arxiv:
-            fields |= {"eprint": self.arxiv, "archivePrefix": "arXiv"}
-        lines = "".join(f"  {name} = {{{value}}},\n" for name, value in fields.items() if value)
-        return f"@{'inproceedings' if self.venue else 'misc'}{{{key},\n{lines}}}"
 
 
 @dataclass(frozen=True)

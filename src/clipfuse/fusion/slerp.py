@@ -7,7 +7,8 @@ from pydantic import Field
 from torch import Tensor
 
 from clipfuse.config import Config
-from clipfuse.fusion.registry import Paper, method
+from clipfuse.fusion.paper import Paper
+from clipfuse.fusion.registry import method
 from clipfuse.pool import Leaf
 from clipfuse.shapes import Float
 

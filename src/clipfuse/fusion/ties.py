@@ -8,7 +8,8 @@ from pydantic import Field
 from torch import Tensor
 
 from clipfuse.fusion.blocks import total
-from clipfuse.fusion.registry import DeltaConfig, Paper, method
+from clipfuse.fusion.paper import Paper
+from clipfuse.fusion.registry import DeltaConfig, method
 from clipfuse.pool import Leaf, PoolView
 from clipfuse.shapes import Float
 from clipfuse.stats.quantiles import kth_magnitudes

@@ -23,8 +23,9 @@ from clipfuse.models.encoder import known_base
 from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
 from clipfuse.report import Table, results_table
 from clipfuse.report.write import write_report
-from clipfuse.run.bench import Bench, Choice, find_tasks, measure, open_bench
+from clipfuse.run.bench import Bench, find_tasks, open_bench
 from clipfuse.run.config import RunConfig
+from clipfuse.run.measure import Choice, measure
 from clipfuse.run.progress import Stage, silent
 from clipfuse.tasks import TaskPoolConfig
 

@@ -8,8 +8,9 @@ from clipfuse.config.presets import load_preset
 from clipfuse.evaluate import Record
 from clipfuse.fusion.registry import configure
 from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
-from clipfuse.run.bench import Choice, find_tasks, measure, open_bench
+from clipfuse.run.bench import find_tasks, open_bench
 from clipfuse.run.config import MeasureConfig
+from clipfuse.run.measure import Choice, measure
 from clipfuse.run.pipeline import choose
 from clipfuse.run.progress import Stage, silent
 from clipfuse.tasks import TaskPoolConfig
