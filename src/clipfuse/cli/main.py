@@ -48,7 +48,8 @@ def main() -> None:
     except ClipfuseError as error:
         sys.exit(fail(str(error), 2))
     except TyperException as error:  # an option or argument that typer refuses
-        sys.exit(fail(getattr(error, "format_message", error.__str__)(), 2))
+        message = getattr(error, "format_message", error.__str__)()
+        sys.exit(fail(message, 2) if message else 0)  # no message: the help was asked for by saying nothing
     except (KeyboardInterrupt, Abort):
         sys.exit(fail("interrupted; nothing was left half-written", INTERRUPTED))
     except BrokenPipeError:
@@ -61,7 +62,8 @@ def main() -> None:
 
 
 def fail(message: str, status: int) -> int:
-    pool = next((word for word in sys.argv if word.startswith("modelpool=")), None)
-    message = message.replace("modelpool=NAME_OR_FILE", shlex.quote(pool)) if pool else message
+    for key in ("modelpool=", "taskpool="):  # advice to fetch names what was asked for
+        if word := next((word for word in sys.argv if word.startswith(key)), None):
+            message = message.replace(f"{key}NAME_OR_FILE", shlex.quote(word))
     print("clipfuse: " + " ".join(message.split("\n")), file=sys.stderr)
     return status

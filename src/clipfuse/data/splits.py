@@ -5,6 +5,7 @@ import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,13 +110,14 @@ def open_hub(task: Task, split: str) -> Split:
     from datasets.exceptions import DatasetsError
 
     try:
-        table: Any = datasets.load_dataset(
-            str(task.hub_dataset), task.hub_config, split=task.splits[split], revision=task.revision
-        )
+        with quiet_datasets():
+            table: Any = datasets.load_dataset(
+                str(task.hub_dataset), task.hub_config, split=task.splits[split], revision=task.revision
+            )
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise TaskError(
-            f"{task.name}: {task.hub_dataset} cannot be opened ({first}); clipfuse fetch downloads it"
+            f"{task.name}: {task.hub_dataset} cannot be opened ({first}); run: clipfuse fetch taskpool=NAME_OR_FILE"
         ) from None
     for column in (task.image_column, task.label_column):
         if column not in table.column_names:
@@ -133,6 +135,25 @@ def open_hub(task: Task, split: str) -> Split:
         return found["bytes"] if found["bytes"] is not None else Path(found["path"]).read_bytes()
 
     return Split(task.name, split, labels, read, lambda i: f"{task.hub_dataset} {task.splits[split]}[{i}]")
+
+
+@contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """No progress and no word of retries from `datasets` and the hub's client; what fails is told in one line."""
+    import datasets
+    from huggingface_hub.utils import logging as hub_logging
+
+    before = datasets.logging.get_verbosity(), hub_logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(before[0])
+        hub_logging.set_verbosity(before[1])
+        if not before[2]:
+            datasets.enable_progress_bars()
 
 
 @dataclass(frozen=True)
