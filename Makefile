@@ -43,5 +43,4 @@ docs: install
 	$(BIN)/zensical build --clean
 
 tiny: install
-	$(PIP) --editable '.[tiny]'
 	$(BIN)/python scripts/make_tiny.py
