@@ -132,7 +132,7 @@ def run(prepared: Prepared, sink: Sink, specs: Mapping[str, TensorSpec]) -> Coun
         write(sink, specs, leaf, finished_leaf(prepared, leaf, merged_leaf(prepared, leaf), factor))
         return leaf.tally
 
-    return add_up(prepared.view.map_raw(work, prepared.chain.grain, last=True))
+    return add_up(prepared.view.map_raw(work, prepared.chain.grain))
 
 
 def run_unscaled(prepared: Prepared, sink: Sink) -> Counter[str]:
@@ -142,7 +142,7 @@ def run_unscaled(prepared: Prepared, sink: Sink) -> Counter[str]:
         sink.write(leaf.name, merged_leaf(prepared, leaf), leaf.start)
         return leaf.tally
 
-    return add_up(prepared.view.map_raw(work, prepared.chain.grain, last=True))
+    return add_up(prepared.view.map_raw(work, prepared.chain.grain))
 
 
 def run_scaled(

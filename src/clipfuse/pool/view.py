@@ -75,15 +75,13 @@ class PoolView:
         """
         return self.map_raw(lambda leaf: function(self.edited(leaf)), grain, head)
 
-    def map_raw(
-        self, function: Callable[[Leaf], T], grain: Grain = "element", head: int = SLICE, last: bool = False
-    ) -> Iterator[T]:
+    def map_raw(self, function: Callable[[Leaf], T], grain: Grain = "element", head: int = SLICE) -> Iterator[T]:
         """`function` of every leaf before the edits, in the order of the slices; few results wait to be taken.
 
-        In the `last` pass, mapped pages are given back to the system as soon as a parameter is done.
+        Mapped pages are given back to the system as soon as a parameter is done.
         """
         places = list(slices(self.specs, coarsest(grain, self.grain), head))
-        work = Work(self, function, Counter(name for name, _, _ in places) if last else Counter())
+        work = Work(self, function, Counter(name for name, _, _ in places))
         with one_torch_thread():
             pool = ThreadPoolExecutor(self.threads, thread_name_prefix="clipfuse")
             running: deque[Future[T]] = deque()
@@ -115,10 +113,9 @@ class Work(Generic[T]):
         leaf = pool.leaf(name, start, stop, seed=self.view.seed, room=room)
         result = self.function(leaf)
         with self.lock:
-            if name in self.left:
-                self.left[name] -= 1
-                if not self.left[name]:
-                    pool.release(name)
+            self.left[name] -= 1
+            if not self.left[name]:
+                pool.release(name)
             if self.view.progress:
                 size = leaf.numel * pool.specs[name].dtype.itemsize
                 self.view.progress(size * len(pool.checkpoints))
