@@ -31,7 +31,7 @@ CHAINS = {
 def test_a_sweep_has_the_bits_of_single_merges(models: Models, chain: Chain, dtype: str | None):
     found = sweep(models, chain, dtype)
     for value in chain.scaling_factors:
-        sink = TensorSink(found.specs)
+        sink = TensorSink.empty(found.specs)
         found.write(value, sink)
         single = clipfuse.merge(models, chain.with_scaling_factor(value), dtype=dtype).tensors
         assert all(torch.equal(sink.tensors[name], tensor) for name, tensor in single.items())

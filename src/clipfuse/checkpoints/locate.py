@@ -21,8 +21,8 @@ HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?)(@(?P<re
 PACKAGE = "pkg://"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
-VISION = ("config.json",)
-"""What a vision encoder needs besides its weights."""
+VISION = ("config.json", "clipfuse.json")
+"""What a vision encoder has besides its weights; the recipe may be absent."""
 CLIP = (
     *("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"),
     *("vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
@@ -157,7 +157,7 @@ def in_cache(hub: HubRef, needs: Sequence[str]) -> Path | None:
     if config is None:
         return None
     alternatives = [("preprocessor_config.json",), ("tokenizer.json", "vocab.json")]
-    for names in alternatives if set(needs) > set(VISION) else []:
+    for names in alternatives if "preprocessor_config.json" in needs else []:
         if not any((config.parent / name).is_file() for name in names):
             return None
     index = next((name for name in WEIGHTS if (config.parent / name).is_file()), None)

@@ -7,7 +7,6 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -122,7 +121,7 @@ def show_log(verbose: bool) -> None:
 
 def print_json(data: Any) -> None:
     """Data on standard output."""
-    print(json.dumps(data, indent=2, ensure_ascii=False, default=str if isinstance(data, Path) else list))
+    print(json.dumps(data, indent=2, ensure_ascii=False, default=str))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from torch import Tensor
 from clipfuse.checkpoints.names import canonical_names
 from clipfuse.errors import ModelError
 from clipfuse.evaluate.evaluator import Candidate
+from clipfuse.fusion.engine import TensorSink
 from clipfuse.fusion.merge import Sweep
 from clipfuse.fusion.merged import NO_GEOMETRY
 from clipfuse.models.build import build_vision_model
@@ -25,19 +26,16 @@ class WorkingCopy:
         self.sweep = sweep
         self.encoder = VisionEncoder(build_vision_model(pool.lead, pool.geometry), base).to(device, torch.float32)
         stored = self.encoder.vision.state_dict()
-        self.parameters = {name: stored[place] for name, place in canonical_names(stored, "the model").items()}
+        names = canonical_names(stored, "the model")
+        self.sink = TensorSink({name: stored[place] for name, place in names.items()})
         self.value: float | None = None
 
     def set(self, value: float) -> None:
         """Make the copy the merge with λ = `value`, rounded to the dtype that it would be written in."""
         if value != self.value:
             self.value = None
-            self.sweep.write(value, self)
+            self.sweep.write(value, self.sink)
             self.value = value
-
-    def write(self, name: str, values: Tensor, start: int = 0) -> None:
-        """The sink of a merge: into the copy's own parameters."""
-        self.parameters[name].view(-1)[start : start + values.numel()] = values.reshape(-1)
 
 
 class SweepEncoder:

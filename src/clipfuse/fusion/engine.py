@@ -27,10 +27,15 @@ class Sink(Protocol):
 
 
 class TensorSink:
-    """Results in memory: `tensors` by name."""
+    """Results into contiguous `tensors` by name."""
 
-    def __init__(self, specs: Mapping[str, TensorSpec]):
-        self.tensors = {name: torch.empty(spec.shape, dtype=spec.dtype) for name, spec in specs.items()}
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        self.tensors = tensors
+
+    @classmethod
+    def empty(cls, specs: Mapping[str, TensorSpec]) -> "TensorSink":
+        """A sink into new memory."""
+        return cls({name: torch.empty(spec.shape, dtype=spec.dtype) for name, spec in specs.items()})
 
     def write(self, name: str, values: Tensor, start: int = 0) -> None:
         self.tensors[name].view(-1)[start : start + values.numel()] = values.reshape(-1)

@@ -77,7 +77,7 @@ def finished(
     """What `fill` writes into a sink, with its recipe: in memory, or in the folder `out`."""
     geometry = prepared.pool.geometry
     if out is None:
-        sink = TensorSink(specs)
+        sink = TensorSink.empty(specs)
         return Merged(sink.tensors, make_recipe(prepared, specs, fill(sink)), geometry)
     if geometry is None:
         raise ModelError(NO_GEOMETRY)
@@ -142,7 +142,7 @@ def sweep(
     """Merge up to λ a chain whose scaling_factor is a list. Raises as `merge`."""
     prepared = prepare(chain, open_pool(models), threads, progress)
     specs = prepared.result_specs(as_dtype(dtype))
-    sink = TensorSink(prepared.result_specs(torch.float32))
+    sink = TensorSink.empty(prepared.result_specs(torch.float32))
     measured = run_unscaled(prepared, sink)
     return Sweep(prepared, specs, sink.tensors, measured)
 

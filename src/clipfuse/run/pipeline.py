@@ -54,9 +54,11 @@ def run(tree: Mapping[str, Any], stage: Stage = silent) -> RunResult:
     """
     config = parse(RunConfig, tree, "run")
     chain = chain_of(config)
-    folder = Path(config.out or f"runs/{datetime.now():%Y-%m-%d_%H%M%S}_{chain.method.rule.name}")
+    now = f"{datetime.now():%Y-%m-%d_%H%M%S_%f}"[:-3]
+    folder = Path(config.out or f"runs/{now}_{chain.method.rule.name}")
     check_output(folder, config.overwrite)
     pool, bench = open_run(config, chain)
+    check_output(folder, config.overwrite, [file for model in pool.weights.checkpoints for file in model.files])
     with new_folder(folder, config.overwrite) as temporary, log_to(temporary / "log.txt"):
         resolved = config.model_dump(mode="json", exclude={"out", "overwrite"}) | chain.to_tree()
         write_text(temporary / "config.yaml", to_yaml(resolved))
