@@ -16,7 +16,7 @@ from clipfuse.checkpoints.writer import SafetensorsWriter, new_folder, write_tex
 from clipfuse.errors import ModelError
 
 if TYPE_CHECKING:
-    from transformers import CLIPImageProcessor, CLIPModel, CLIPVisionModel
+    from transformers import CLIPImageProcessorPil, CLIPModel, CLIPVisionModel
 
 
 def build_vision_model(
@@ -81,12 +81,12 @@ def load_clip_model(folder: Path) -> "CLIPModel":
     return model.eval()
 
 
-def load_image_processor(folder: Path) -> "CLIPImageProcessor":
+def load_image_processor(folder: Path) -> "CLIPImageProcessorPil":
     """The folder's image processor, always the Pillow one: its pixels do not depend on what else is installed."""
-    from transformers import AutoImageProcessor
+    from transformers import CLIPImageProcessorPil
 
     with quiet_transformers():
-        return AutoImageProcessor.from_pretrained(folder, backend="pil")
+        return CLIPImageProcessorPil.from_pretrained(folder)
 
 
 def substitute(clip_model: "CLIPModel", vision_model: "CLIPVisionModel") -> "CLIPModel":

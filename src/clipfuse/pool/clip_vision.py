@@ -20,7 +20,7 @@ from clipfuse.pool.task_vector import TaskVector
 
 if TYPE_CHECKING:
     import torch
-    from transformers import CLIPImageProcessor, CLIPModel, CLIPVisionModel
+    from transformers import CLIPImageProcessorPil, CLIPModel, CLIPVisionModel
 
 
 class HuggingFaceClipVisionPool:
@@ -162,7 +162,7 @@ class HuggingFaceClipVisionPool:
         clip = load_clip_model(locate(base, CLIP).folder)
         return clip if name == PRETRAINED else substitute(clip, self.load_model(name))
 
-    def load_processor(self) -> "CLIPImageProcessor":
+    def load_processor(self) -> "CLIPImageProcessorPil":
         """The image processor of the base (or first model), always transformers' Pillow one."""
         from clipfuse.models.build import load_image_processor
 
