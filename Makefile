@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 WORKERS ?= 2
 
-.PHONY: install quickstart test check format bench docs tiny
+.PHONY: install quickstart test check format bench docs tiny-art tiny-base tiny-experts tiny-table
 .DEFAULT_GOAL := install
 
 install: $(VENV)/installed
@@ -42,5 +42,15 @@ bench: install
 docs: install
 	$(BIN)/zensical build --clean
 
-tiny: install
-	$(BIN)/python scripts/make_tiny.py
+# The offline suite: its artwork (npm, Debian), one more leg of its base's pre-training, its experts, its tables.
+tiny-art: install
+	$(BIN)/python scripts/make_tiny.py art
+
+tiny-base: install
+	$(BIN)/python scripts/make_tiny.py base
+
+tiny-experts: install
+	$(BIN)/python scripts/make_tiny.py experts
+
+tiny-table: install
+	$(BIN)/python scripts/tiny_table.py

@@ -1,12 +1,17 @@
-"""Makes everything that the tiny suite ships: the packed digits, the tokenizer, the base, and one expert per task.
+"""Makes everything that the tiny suite ships: atlases, tokenizer, base and experts. Needs the development tools.
 
-    python scripts/make_tiny.py
+    python scripts/make_tiny.py art        # fetch the sources and pack sprites, typefaces and scans
+    python scripts/make_tiny.py base       # pre-train for one more leg; --fresh begins anew
+    python scripts/make_tiny.py experts    # fine-tune the base once per task
+    python scripts/make_tiny.py sheets     # draw the documentation's contact sheets
 
-Takes a few minutes on two cores; needs clipfuse installed (or `src` in PYTHONPATH), scikit-learn, and no network.
-Everything is seeded: the same machine, torch and Pillow give the same files. What it prints is kept in
-`src/clipfuse/tiny/weights/log.txt`.
+Everything is seeded: the same machine, torch and Pillow give the same files. A leg of the pre-training begins with the
+shipped base and takes about half an hour on two cores. When it is stopped, the same command goes on; when it is done,
+the base is replaced. What the steps print is kept in `scripts/tiny/logs`.
 """
 
+import argparse
+import json
 import platform
 import shutil
 import tempfile
@@ -18,92 +23,161 @@ import numpy as np
 import PIL
 import torch
 import transformers
-from tiny.drawings import pretraining
-from tiny.figures import print_figures
+from tiny.atlas import pack_glyphs, pack_sprites
 from tiny.model import POSITIONS, correct, set_vision_weights, small_clip, split_tensors, vision_weights, zero_shot_head
 from tiny.packing import pack_digits
-from tiny.shipping import check_folders, write_base, write_expert
-from tiny.training import finetune, pretrain
+from tiny.sheets import write_sheets
+from tiny.shipping import check_base, check_expert, write_base, write_expert
+from tiny.sources import SOURCES, fetch
+from tiny.training import Leg, finetune, pretrain
 from tiny.vocabulary import learn_vocabulary
+from tiny.web import pretraining
 from transformers import CLIPModel, CLIPTokenizer
 
-from clipfuse.tiny import WEIGHTS, digits, materialise
+from clipfuse.tiny import WEIGHTS, digits, glyphs, sprites
 from clipfuse.tiny.suite import SUITE
+from clipfuse.tiny.task import TinyTask
 
-SEED = 0
 THREADS = 2
-VOCABULARY = 1200
-DRAWINGS, STEPS = 70_000, 1_700
-NAMED_DIGIT, NAMED_SIGN = 0.3, 0.2
-"""Share of the pre-training's captions that name a digit, or a sign of the right kind."""
-EPOCHS = {"tiny-digits": 60, "tiny-signs": 25}
-RATE = 5e-5
+SCRATCH = SOURCES.parent
+"""Where pictures and half-done work lie; git does not see it."""
+
+LOGS = Path(__file__).parent / "tiny" / "logs"
+HISTORY = LOGS / "legs.json"
+"""Every leg so far, with the zero-shot accuracy on val after it."""
+
+VOCABULARY = 2500
+PICTURES, PASSES, BATCH, PEAK = 300_000, 4, 256, 1.5e-3
+EPOCHS, RATE = 12, 3e-5
 
 
 class Log:
-    """Prints lines, with the seconds since the start, and keeps them."""
+    """Prints lines, with the seconds since the start, and adds them to a file."""
 
-    def __init__(self) -> None:
-        self.start, self.lines = time.perf_counter(), []
+    def __init__(self, path: Path, fresh: bool = False) -> None:
+        self.start, self.path = time.perf_counter(), path
+        if fresh:
+            path.unlink(missing_ok=True)
+        libraries: tuple[ModuleType, ...] = (np, PIL, torch, transformers)
+        versions = ", ".join(f"{library.__name__} {library.__version__}" for library in libraries)
+        self(f"python {platform.python_version()}, {versions}; {platform.machine()}, {THREADS} threads")
 
     def __call__(self, line: str) -> None:
-        stamped = f"{time.perf_counter() - self.start:6.1f}s  {line}"
+        stamped = f"{time.perf_counter() - self.start:6.0f}s  {line}"
         print(stamped, flush=True)
-        self.lines.append(stamped)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(stamped + "\n")
 
 
-def make_base(say: Log, folder: Path, scratch: Path) -> None:
-    """Draw, learn the vocabulary, pre-train, and write the base."""
-    pictures, captions = pretraining(DRAWINGS, SEED, NAMED_DIGIT, NAMED_SIGN)
-    say(f"drew {len(pictures)} captioned pictures")
-    prompts = [template.format(c=name) for task in SUITE for template in task.templates for name in task.classes]
-    tokenizer = learn_vocabulary([*captions, *prompts], VOCABULARY, POSITIONS, scratch)
-    say(f"vocabulary of {len(tokenizer)} entries")
-    clip = small_clip(tokenizer)
-    pretrain(clip, tokenizer, torch.from_numpy(pictures), captions, STEPS, say)
-    write_base(clip, scratch, folder)
+def make_art() -> None:
+    """Fetch the sources and pack what the suite ships of them."""
+    fetch()
+    sprites.ATLAS.parent.mkdir(exist_ok=True)
+    pack_sprites(sprites.ATLAS)
+    pack_glyphs(glyphs.ATLAS)
+    pack_digits(digits.SCANS)
 
 
-def make_experts(say: Log, weights: Path) -> None:
-    """Fine-tune the base, as its file has it, once per task, and write the experts."""
-    clip = CLIPModel.from_pretrained(weights / "base")
-    tokenizer = CLIPTokenizer.from_pretrained(weights / "base")
+def make_base(fresh: bool) -> None:
+    """One more leg of the pre-training, from the shipped base or from nothing."""
+    fetch()
+    SCRATCH.mkdir(exist_ok=True)
+    done = [] if fresh else json.loads(HISTORY.read_text(encoding="utf-8"))
+    number = len(done)
+    say = Log(SCRATCH / f"leg-{number}.txt")
+    pictures, captions = web(number, say)
+    if fresh:
+        vocabulary = SCRATCH / "vocabulary"
+        shutil.rmtree(vocabulary, ignore_errors=True)
+        vocabulary.mkdir()
+        prompts = [template.format(c=name) for task in SUITE for template in task.templates for name in task.classes]
+        tokenizer = learn_vocabulary([*captions, *prompts], VOCABULARY, POSITIONS, vocabulary)
+        torch.manual_seed(0)
+        clip = small_clip(tokenizer)
+    else:
+        clip, tokenizer = load(WEIGHTS / "base")
+    leg = Leg(number, torch.from_numpy(pictures), captions, PASSES, BATCH, PEAK)
+    state = SCRATCH / f"leg-{number}.pt"
+    pretrain(clip, tokenizer, leg, state, say)
+    with tempfile.TemporaryDirectory(dir=WEIGHTS, prefix=".") as scratch:
+        draft = Path(scratch) / "base"
+        write_base(clip, SCRATCH / "vocabulary" if fresh else WEIGHTS / "base", draft)
+        check_base(draft)
+        shutil.rmtree(WEIGHTS / "base", ignore_errors=True)
+        draft.rename(WEIGHTS / "base")
+    clip, tokenizer = load(WEIGHTS / "base")
+    accuracies = {task.name: accuracy(clip, tokenizer, task, "val") for task in SUITE}
+    done.append({"leg": number, "pictures": len(captions), "pairs": leg.steps * BATCH, "val": accuracies})
+    HISTORY.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+    say("zero-shot accuracy on val: " + "  ".join(f"{k} {100 * v:.1f}" for k, v in accuracies.items()))
+    shutil.copy(say.path, LOGS)
+    for used in SCRATCH.glob(f"leg-{number}.*"):
+        used.unlink()
+
+
+def web(number: int, say: Log) -> tuple[np.ndarray, list[str]]:
+    """The pictures and captions of a leg, drawn when they are first asked for."""
+    pictures, captions = SCRATCH / f"leg-{number}.npy", SCRATCH / f"leg-{number}.json"
+    if not captions.exists():
+        drawn, texts = pretraining(PICTURES, number, THREADS)
+        np.save(pictures, drawn)
+        captions.write_text(json.dumps(texts), encoding="utf-8")
+        say(f"drew {len(texts)} captioned pictures")
+    return np.load(pictures), json.loads(captions.read_text(encoding="utf-8"))
+
+
+def load(folder: Path) -> tuple[CLIPModel, CLIPTokenizer]:
+    """A base and its tokenizer."""
+    return CLIPModel.from_pretrained(folder), CLIPTokenizer.from_pretrained(folder)
+
+
+def accuracy(clip: CLIPModel, tokenizer: CLIPTokenizer, task: TinyTask, split: str) -> float:
+    """Share of a split that the model as it is classifies right."""
+    pictures, labels = split_tensors(task, split)
+    return correct(clip, zero_shot_head(clip, tokenizer, task), pictures, labels) / len(labels)
+
+
+def make_experts(seed: int, into: Path) -> None:
+    """Fine-tune the shipped base once per task, and write one vision encoder each into `into`."""
+    say = Log((LOGS if into == WEIGHTS else into) / f"experts-{seed}.txt", fresh=True)
+    clip, tokenizer = load(WEIGHTS / "base")
     start = vision_weights(clip)
-    for task in SUITE:
-        torch.manual_seed(SEED)
+    for number, task in enumerate(SUITE):
         set_vision_weights(clip, start)
+        before = accuracy(clip, tokenizer, task, "val")
         head = zero_shot_head(clip, tokenizer, task)
-        loss = finetune(clip, head, *split_tensors(task, "train"), epochs=EPOCHS[task.name], rate=RATE)
-        pictures, labels = split_tensors(task, "val")
-        right = correct(clip, head, pictures, labels)
-        say(f"{task.name}: {EPOCHS[task.name]} epochs, train loss {loss:.3f}, {right} of {len(labels)} right on val")
-        write_expert(clip.vision_model.config, vision_weights(clip), weights / task.name)
+        loss = finetune(clip, head, *split_tensors(task, "train"), EPOCHS, RATE, (seed, number))
+        after = accuracy(clip, tokenizer, task, "val")
+        say(f"{task.name}: train loss {loss:.3f}, val {100 * before:.1f} -> {100 * after:.1f}")
+        folder = into / task.name
+        shutil.rmtree(folder, ignore_errors=True)
+        write_expert(clip.vision_model.config, vision_weights(clip), folder)
+        check_expert(folder)
 
 
 def main() -> None:
-    """Make everything, check it, and put it in its place."""
+    """Do one of the steps."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    steps = parser.add_subparsers(dest="step", required=True)
+    steps.add_parser("art")
+    steps.add_parser("sheets")
+    base = steps.add_parser("base")
+    base.add_argument("--fresh", action="store_true", help="begin with new weights and a new tokenizer")
+    experts = steps.add_parser("experts")
+    experts.add_argument("--seed", type=int, default=0)
+    experts.add_argument("--into", type=Path, default=WEIGHTS, help="folder that gets one folder per task")
+    options = parser.parse_args()
     torch.set_num_threads(THREADS)
-    torch.manual_seed(SEED)
     transformers.utils.logging.disable_progress_bar()
-    say = Log()
-    libraries: tuple[ModuleType, ...] = (np, PIL, torch, transformers)
-    versions = ", ".join(f"{library.__name__} {library.__version__}" for library in libraries)
-    say(f"python {platform.python_version()}, {versions}; {platform.machine()}, {THREADS} threads, seed {SEED}")
-    pack_digits(digits.SCANS)
-    with tempfile.TemporaryDirectory() as scratch:
-        weights, vocabulary = Path(scratch) / "weights", Path(scratch) / "vocabulary"
-        vocabulary.mkdir()
-        make_base(say, weights / "base", vocabulary)
-        make_experts(say, weights)
-        suite = materialise(Path(scratch))
-        check_folders(weights, [task.name for task in SUITE], next(suite.rglob("*.png")))
-        say("transformers loads every folder, no tensor missing or left over")
-        print_figures(weights, SUITE, say)
-        size = sum(file.stat().st_size for file in weights.rglob("*") if file.is_file())
-        say(f"{size / 1e6:.2f} MB in all")
-        (weights / "log.txt").write_text("\n".join(say.lines) + "\n", encoding="utf-8")
-        shutil.rmtree(WEIGHTS, ignore_errors=True)
-        shutil.copytree(weights, WEIGHTS)
+    if options.step == "art":
+        make_art()
+    elif options.step == "sheets":
+        write_sheets(Path(__file__).parents[1] / "docs" / "tiny")
+    elif options.step == "base":
+        make_base(options.fresh)
+    else:
+        options.into.mkdir(parents=True, exist_ok=True)
+        make_experts(options.seed, options.into)
 
 
 if __name__ == "__main__":

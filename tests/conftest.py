@@ -1,6 +1,7 @@
 """Fixtures that every test may use: random models as state dicts, folders and pools."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from torch import Tensor
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's cache; the tiny suite's pictures are drawn once a worker."""
-    monkeypatch.setenv("CLIPFUSE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    """No test reads or writes the user's cache; the tiny suite's pictures are drawn once for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    monkeypatch.setenv("CLIPFUSE_CACHE", str(shared / "cache"))
 
 
 @pytest.fixture

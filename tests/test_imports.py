@@ -32,7 +32,7 @@ def test_merging_in_python_imports_four_packages(tmp_path: Path):
     """torch, safetensors, numpy and pydantic; reading a YAML file adds PyYAML; nothing else of our dependencies."""
     code = f"""
 import clipfuse
-pool = clipfuse.HuggingFaceClipVisionPool.from_yaml("tiny")
+pool = clipfuse.HuggingFaceClipVisionPool.from_yaml("tiny_TA8")
 clipfuse.merge(pool, "ties_merging", edits=["dare"], out={str(tmp_path / "out")!r})
 """
     torch_alone = modules_after("import torch, safetensors, numpy, pydantic, annotated_types, yaml")

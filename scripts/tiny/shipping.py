@@ -30,6 +30,8 @@ PREPROCESSOR = {
     "size": {"shortest_edge": SIDE},
 }
 
+TOKENIZER = ("merges.txt", "tokenizer.json", "tokenizer_config.json", "vocab.json")
+
 INHERITED = {
     "_name_or_path",
     "chunk_size_feed_forward",
@@ -48,8 +50,8 @@ def write_base(clip: CLIPModel, tokenizer_files: Path, folder: Path) -> None:
     write_config(clip.config.to_dict(), "CLIPModel", folder)
     write_tensors(clip.state_dict(), folder)
     write_json(PREPROCESSOR, folder / "preprocessor_config.json")
-    for file in sorted(tokenizer_files.iterdir()):
-        shutil.copy(file, folder / file.name)
+    for file in TOKENIZER:
+        shutil.copy(tokenizer_files / file, folder / file)
 
 
 def write_expert(config: CLIPVisionConfig, weights: dict[str, Tensor], folder: Path) -> None:
@@ -81,17 +83,20 @@ def write_json(value: dict, path: Path) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def check_folders(weights: Path, experts: list[str], picture: Path) -> None:
-    """Load everything as a user would; raise AssertionError if a tensor is missing, left over, or not the file's."""
-    check_tensors(CLIPModel, weights / "base")
-    for name in experts:
-        check_tensors(CLIPVisionModel, weights / name)
-    tokenizer = AutoTokenizer.from_pretrained(weights / "base")
+def check_base(folder: Path) -> None:
+    """Load the base as a user would; raise AssertionError if something is missing, left over, or not the file's."""
+    check_tensors(CLIPModel, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.model_max_length == POSITIONS, tokenizer.model_max_length
-    AutoProcessor.from_pretrained(weights / "base")
-    classify = pipeline("zero-shot-image-classification", model=str(weights / "base"))
-    answer = classify(str(picture), candidate_labels=["red", "blue"])
+    AutoProcessor.from_pretrained(folder)
+    classify = pipeline("zero-shot-image-classification", model=str(folder))
+    answer = classify(Image.new("RGB", (SIDE, SIDE), "red"), candidate_labels=["red", "blue"])
     assert len(answer) == 2, answer
+
+
+def check_expert(folder: Path) -> None:
+    """Load an expert as a user would; raise AssertionError if a tensor is missing, left over, or not the file's."""
+    check_tensors(CLIPVisionModel, folder)
 
 
 def check_tensors(kind: type[CLIPModel] | type[CLIPVisionModel], folder: Path) -> None:

@@ -1,8 +1,11 @@
 """Pre-training of the whole model on captions; fine-tuning of its vision encoder on one task."""
 
-import math
+import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -13,71 +16,124 @@ from tiny.model import as_pixels, image_features, text_features
 Say = Callable[[str], None]
 
 
-def pretrain(
-    clip: CLIPModel,
-    tokenizer: CLIPTokenizer,
-    pictures: Tensor,
-    captions: list[str],
-    steps: int,
-    say: Say,
-    batch: int = 256,
-    peak: float = 1.5e-3,
-) -> None:
-    """Contrastive training in place, with warm-up and a cosine decay of the learning rate.
+class Leg(NamedTuple):
+    """One piece of the pre-training: its own pictures, passed over a few times."""
 
-    Pictures are (n, 32, 32, 3) uint8. A caption that a batch holds twice counts as one text with two pictures.
+    number: int
+    pictures: Tensor
+    """(n, 32, 32, 3) uint8"""
+    captions: list[str]
+    passes: int
+    batch: int
+    peak: float
+    """Highest learning rate."""
+
+    @property
+    def steps(self) -> int:
+        """How many batches."""
+        return self.passes * (len(self.pictures) // self.batch)
+
+    def order(self, number: int) -> Tensor:
+        """The pictures' order in one pass."""
+        return torch.randperm(len(self.pictures), generator=seeded(self.number, number, 0))
+
+    def rate(self, step: int) -> float:
+        """Learning rate: up over 200 steps, level, and down to zero over the last third, so that a leg ends well."""
+        return self.peak * min(1.0, (step + 1) / 200, 3 * (self.steps - step) / self.steps)
+
+
+def seeded(*key: int) -> torch.Generator:
+    """Random numbers that depend on nothing but the key, so that an interrupted run goes on as it would have."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+
+def pretrain(clip: CLIPModel, tokenizer: CLIPTokenizer, leg: Leg, state: Path, say: Say) -> None:
+    """Contrastive training in place over one leg; goes on from the file `state`, which it keeps up to date.
+
+    A caption that a batch holds twice counts as one text with two pictures. The logit scale stays as it is.
     """
-    texts = list(dict.fromkeys(captions))
+    texts = list(dict.fromkeys(leg.captions))
     tokens = tokenizer(texts, padding=True, return_tensors="pt")
     number = {text: index for index, text in enumerate(texts)}
-    caption = torch.tensor([number[text] for text in captions])
-    say(f"pre-training on {len(pictures)} drawings with {len(texts)} different captions, {steps} steps of {batch}")
+    caption = torch.tensor([number[text] for text in leg.captions])
+    say(f"leg {leg.number}: {len(caption)} pictures, {len(texts)} different captions, {leg.steps} steps of {leg.batch}")
 
+    clip.logit_scale.requires_grad_(False)
     matrices = [value for value in clip.parameters() if value.ndim > 1]
-    others = [value for value in clip.parameters() if value.ndim <= 1]
+    others = [value for value in clip.parameters() if value.ndim == 1]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, peak, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
-    )
+    optimizer = torch.optim.AdamW(groups, leg.peak, betas=(0.9, 0.98))
+    first = resume(clip, optimizer, state)
     clip.train()
-    clip.logit_scale.data.fill_(math.log(14))
-    order, total = torch.randperm(len(pictures)), 0.0
-    for step in range(steps):
-        if len(order) < batch:
-            order = torch.randperm(len(pictures))
-        chosen, order = order[:batch], order[batch:]
+    saved, order, losses = time.monotonic(), torch.tensor([]), []
+    for step in range(first, leg.steps):
+        number_of_pass, place = divmod(step, leg.steps // leg.passes)
+        if place == 0 or step == first:
+            order = leg.order(number_of_pass)
+        chosen = order[place * leg.batch : (place + 1) * leg.batch]
         present, which = torch.unique(caption[chosen], return_inverse=True)
-        pixels = jittered(as_pixels(pictures[chosen]))
+        length = int(tokens.attention_mask[present].sum(1).max())
+        pixels = jittered(as_pixels(leg.pictures[chosen]), seeded(leg.number, step, 1))
         seen = image_features(clip, pixels)
-        read = text_features(clip, tokens.input_ids[present], tokens.attention_mask[present])
-        logits = clip.logit_scale.exp() * seen @ read.T  # (pictures, different captions)
-        owners = functional.one_hot(which, len(present)).T.float()
-        spread = (owners / owners.sum(1, keepdim=True) * functional.log_softmax(logits.T, dim=1)).sum(1).mean()
-        loss = (functional.cross_entropy(logits, which) - spread) / 2
+        read = text_features(clip, tokens.input_ids[present, :length], tokens.attention_mask[present, :length])
+        loss = contrast(clip.logit_scale.exp() * seen @ read.T, which)
+        for group in optimizer.param_groups:
+            group["lr"] = leg.rate(step)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
         optimizer.step()
-        schedule.step()
-        clip.logit_scale.data.clamp_(0, math.log(100))
-        total += loss.item()
-        if (step + 1) % 100 == 0:
-            say(f"  step {step + 1:5d}  loss {total / 100:.3f}  logit scale {clip.logit_scale.exp().item():.1f}")
-            total = 0.0
+        losses.append(loss.item())
+        if (step + 1) % 250 == 0:
+            say(f"  step {step + 1:5d} of {leg.steps}  loss {sum(losses) / len(losses):.3f}")
+            losses.clear()
+        if time.monotonic() - saved > 60:
+            keep(clip, optimizer, step + 1, state)
+            saved = time.monotonic()
     clip.eval()
 
 
-def jittered(pixels: Tensor) -> Tensor:
+def contrast(logits: Tensor, which: Tensor) -> Tensor:
+    """Mean of both directions' losses; logits (pictures, different captions), `which` is each picture's caption."""
+    owners = functional.one_hot(which, logits.shape[1]).T.float()
+    spread = (owners / owners.sum(1, keepdim=True) * functional.log_softmax(logits.T, dim=1)).sum(1).mean()
+    return (functional.cross_entropy(logits, which) - spread) / 2
+
+
+def keep(clip: CLIPModel, optimizer: torch.optim.Optimizer, step: int, state: Path) -> None:
+    """Write everything that going on after `step` steps needs."""
+    draft = state.with_suffix(".part")
+    torch.save({"step": step, "model": clip.state_dict(), "optimizer": optimizer.state_dict()}, draft)
+    draft.replace(state)
+
+
+def resume(clip: CLIPModel, optimizer: torch.optim.Optimizer, state: Path) -> int:
+    """Load what `keep` wrote, in place; return the step to go on with, 0 without a file."""
+    if not state.exists():
+        return 0
+    kept = torch.load(state, weights_only=True)
+    clip.load_state_dict(kept["model"])
+    optimizer.load_state_dict(kept["optimizer"])
+    return int(kept["step"])
+
+
+def jittered(pixels: Tensor, random: torch.Generator) -> Tensor:
     """The batch (n, 3, 32, 32) moved by up to two pixels, each picture lit a little differently."""
-    down, right = (int(v) for v in torch.randint(-2, 3, (2,)))
-    return torch.roll(pixels, (down, right), (2, 3)) * (0.85 + 0.3 * torch.rand(len(pixels), 1, 1, 1))
+    down, right = (int(v) for v in torch.randint(-2, 3, (2,), generator=random))
+    return torch.roll(pixels, (down, right), (2, 3)) * (0.85 + 0.3 * torch.rand(len(pixels), 1, 1, 1, generator=random))
 
 
 def finetune(
-    clip: CLIPModel, head: Tensor, pictures: Tensor, labels: Tensor, epochs: int, rate: float, batch: int = 32
+    clip: CLIPModel,
+    head: Tensor,
+    pictures: Tensor,
+    labels: Tensor,
+    epochs: int,
+    rate: float,
+    seed: tuple[int, ...],
+    batch: int = 32,
 ) -> float:
-    """Train the vision encoder in place against a frozen zero-shot head (classes, 64); return the last epoch's loss.
+    """Train the vision encoder in place against a frozen zero-shot head (classes, 128); return the last epoch's loss.
 
     Cross-entropy, Adam at a fixed rate, no weight decay, pictures moved and lit as in pre-training. Text encoder,
     projections and logit scale stay as they are.
@@ -91,10 +147,11 @@ def finetune(
     scale = clip.logit_scale.exp().item()
     clip.train()
     total = 0.0
-    for _ in range(epochs):
+    for epoch in range(epochs):
+        random = seeded(*seed, epoch)
         total = 0.0
-        for chosen in torch.randperm(len(pictures)).split(batch):
-            logits = scale * image_features(clip, jittered(as_pixels(pictures[chosen]))) @ head.T
+        for chosen in torch.randperm(len(pictures), generator=random).split(batch):
+            logits = scale * image_features(clip, jittered(as_pixels(pictures[chosen]), random)) @ head.T
             loss = functional.cross_entropy(logits, labels[chosen])
             optimizer.zero_grad()
             loss.backward()

@@ -61,6 +61,9 @@ def write_shards(source: Path, folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+MODELS = {"_pretrained_": "base", "tiny-digits": "tiny-digits", "tiny-signs": "tiny-signs"}
+
+
 @pytest.fixture
 def hub(root: Path) -> Iterator[StandInHub]:
     with serving(root) as hub:
@@ -79,7 +82,8 @@ def pool_file(tmp_path: Path) -> Path:
 def merged(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The merge of the same pool from local folders."""
     out = tmp_path_factory.mktemp("local") / "merged"
-    clipfuse.merge(clipfuse.HuggingFaceClipVisionPool.from_yaml("tiny"), "task_arithmetic", out=out)
+    models = {name: str(TINY / folder) for name, folder in MODELS.items()}
+    clipfuse.merge(clipfuse.HuggingFaceClipVisionPool.from_tree({"models": models}), "task_arithmetic", out=out)
     return (out / "model.safetensors").read_bytes()
 
 

@@ -206,8 +206,8 @@ def test_pools_are_checked(tree: dict, says: str):
 
 def test_run_presets_compose_their_groups():
     tree = load_preset("run", "tiny")
-    assert tree["modelpool"] == load_preset("modelpool", "tiny")
-    assert tree["taskpool"] == load_preset("taskpool", "tiny")
+    assert tree["modelpool"] == load_preset("modelpool", "tiny_TA8")
+    assert tree["taskpool"] == load_preset("taskpool", "tiny_TA8")
     assert tree["method"]["name"] == "task_arithmetic"
 
 

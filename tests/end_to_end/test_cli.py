@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,8 +17,11 @@ import yaml
 import clipfuse
 from clipfuse.cli.main import main
 from clipfuse.evaluate.record import read_records
+from clipfuse.tiny.suite import SUITE
 
-TINY = ("modelpool=tiny", "taskpool=tiny")
+POOL = "modelpool=tiny_TA8"
+TASKS = "taskpool={tasks: [tiny-digits, tiny-signs]}"
+TINY = (POOL, TASKS)
 
 
 def clipfuse_command(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
@@ -88,22 +92,27 @@ def test_a_list_of_values_merges_once_chooses_on_val_and_reports_test(tmp_path, 
     words = ("method=task_arithmetic", "method.scaling_factor=0.1,0.6,3.0", "select=val", *TINY, "baselines=none")
     status, out, _ = clipfuse_command(capsys, "run", *words, "--limit", 80, "--out", tmp_path / "run")
     assert status == 0
-    assert "task_arithmetic λ=0.6" in out
-    assert "chosen: 0.6" in (tmp_path / "run/report.md").read_text()
+    note = re.search(r"mean accuracy on val: (.*); chosen: (.*)\.$", (tmp_path / "run/report.md").read_text(), re.M)
+    assert note
+    curve = {value: float(mean) for value, mean in (entry.split(": ") for entry in note[1].split(", "))}
+    assert list(curve) == ["0.1", "0.6", "3"]
+    best = note[2]
+    assert curve[best] == max(curve.values()) > curve["3"]
+    assert f"task_arithmetic λ={best}" in out
     records = read_records(tmp_path / "run/records.jsonl")
     assert {r.split for r in records} == {"test"}
     assert all(r.uses == ["val_images", "val_labels"] for r in records)
     words = (
         "merge",
         "method=task_arithmetic",
-        "method.scaling_factor=0.6",
-        "modelpool=tiny",
+        f"method.scaling_factor={best}",
+        POOL,
         "--out",
         tmp_path / "one",
     )
     assert json.loads((tmp_path / "run/merged/clipfuse.json").read_text())["uses"] == ["val_images", "val_labels"]
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["method"]["scaling_factor"] == [0.1, 0.6, 3.0]
-    assert "scaling_factor=0.6 is chosen" in (tmp_path / "run/log.txt").read_text()
+    assert f"scaling_factor={best} is chosen" in (tmp_path / "run/log.txt").read_text()
     clipfuse_command(capsys, *words)
     assert sha256(tmp_path / "one/model.safetensors") == sha256(tmp_path / "run/merged/model.safetensors")
 
@@ -112,7 +121,7 @@ def test_merged_folders_are_models_for_everyone(tmp_path, capsys):
     from transformers import CLIPVisionModel
 
     folder = tmp_path / "merged"
-    status, out, _ = clipfuse_command(capsys, "merge", "method=magmax", "modelpool=tiny", "--out", folder, "--json")
+    status, out, _ = clipfuse_command(capsys, "merge", "method=magmax", POOL, "--out", folder, "--json")
     assert status == 0
     assert json.loads(out)["recipe"]["method"]["name"] == "magmax"
     theirs, info = CLIPVisionModel.from_pretrained(folder, output_loading_info=True)
@@ -125,9 +134,7 @@ def test_merged_folders_are_models_for_everyone(tmp_path, capsys):
     ours.save(tmp_path / "copy")
     assert sha256(tmp_path / "copy/model.safetensors") == sha256(folder / "model.safetensors")
     assert json.loads((tmp_path / "copy/clipfuse.json").read_text()) == dict(ours.recipe)
-    status, out, _ = clipfuse_command(
-        capsys, "evaluate", folder, tmp_path / "copy", "taskpool=tiny", "--limit", 50, "--json"
-    )
+    status, out, _ = clipfuse_command(capsys, "evaluate", folder, tmp_path / "copy", TASKS, "--limit", 50, "--json")
     rows = json.loads(out)
     assert status == 0
     assert len({row["correct"] for row in rows if row["task"] == "tiny-signs"}) == 1
@@ -137,7 +144,7 @@ def test_merged_folders_are_models_for_everyone(tmp_path, capsys):
 def test_evaluate_knows_full_models_and_writes_reports(tmp_path, capsys):
     base = Path(clipfuse.__file__).parent / "tiny/weights/base"
     expert = base.with_name("tiny-signs")
-    words = ("evaluate", base, expert, "taskpool=tiny", f"base={base}", "--limit", 40, "--out", tmp_path / "eval")
+    words = ("evaluate", base, expert, TASKS, f"base={base}", "--limit", 40, "--out", tmp_path / "eval")
     status, out, _ = clipfuse_command(capsys, *words)
     assert status == 0
     assert "tiny-signs" in out
@@ -185,12 +192,12 @@ def test_fusionbench_words_run(tmp_path, capsys):
 
 BAD = {
     "unknown method": (["run", "method=tis_merging", *TINY], "did you mean 'ties_merging'"),
-    "unknown modelpool": (["run", "method=magmax", "modelpool=tinny", "taskpool=tiny"], "did you mean 'tiny'"),
-    "unknown taskpool": (["run", "method=magmax", "modelpool=tiny", "taskpool=TA9"], "did you mean 'TA8'"),
-    "unknown task": (["run", "method=magmax", "modelpool=tiny", "taskpool={tasks: [tiny-digit]}"], "did you mean 'tiny-digits'"),
+    "unknown modelpool": (["run", "method=magmax", "modelpool=tiny_TA9", TASKS], "did you mean 'tiny_TA8'"),
+    "unknown taskpool": (["run", "method=magmax", POOL, "taskpool=TA9"], "did you mean 'TA8'"),
+    "unknown task": (["run", "method=magmax", POOL, "taskpool={tasks: [tiny-digit]}"], "did you mean 'tiny-digits'"),
     "unknown setting": (["run", "method=ties_merging", "method.kep=0.1", *TINY], "did you mean 'keep'"),
     "unknown key": (["run", "method=magmax", *TINY, "selct=val"], "did you mean 'select'"),
-    "unknown key of a merge": (["merge", "method=magmax", "modelpool=tiny", "edit=[dare]"], "did you mean 'edits'"),
+    "unknown key of a merge": (["merge", "method=magmax", POOL, "edit=[dare]"], "did you mean 'edits'"),
     "unknown edit": (["run", "method=magmax", "edits=[dar]", *TINY], "did you mean 'dare'"),
     "wrong type": (["run", "method=ties_merging", "method.keep=much", *TINY], "method.keep"),
     "per cent": (["run", "method=ties_merging", "method.keep=1.5", *TINY], "less than or equal to 1"),
@@ -200,8 +207,8 @@ BAD = {
     "one value to select": (["run", "method=magmax", "select=val", *TINY], "nothing to choose"),
     "values of another setting": (["run", "method=ties_merging", "method.keep=0.1,0.2", "select=val", *TINY], "only scaling_factor"),
     "not a number": (["run", "method=magmax", "method.scaling_factor=nan", *TINY], "finite"),
-    "no tasks": (["run", "method=magmax", "modelpool=tiny", "taskpool={tasks: []}"], "at least 1"),
-    "a task twice": (["run", "method=magmax", "modelpool=tiny", "taskpool={tasks: [tiny-signs, TINY_signs]}"], "is in it twice"),
+    "no tasks": (["run", "method=magmax", POOL, "taskpool={tasks: []}"], "at least 1"),
+    "a task twice": (["run", "method=magmax", POOL, "taskpool={tasks: [tiny-signs, TINY_signs]}"], "is in it twice"),
     "unknown option": (["run", "--bogus"], "No such option"),
     "option of a wrong type": (["run", "--limit", "abc"], "--limit"),
     "option out of range": (["run", "--batch-size", "0"], "--batch-size"),
@@ -210,9 +217,9 @@ BAD = {
     "two files": (["run", "a.yaml", "b.yaml"], "one FILE.yaml"),
     "missing file": (["run", "none.yaml", *TINY], "no such file"),
     "no method": (["run", *TINY], "method: is required"),
-    "no taskpool": (["run", "method=magmax", "modelpool=tiny"], "taskpool: is required"),
-    "no out": (["merge", "method=magmax", "modelpool=tiny"], "--out: is required"),
-    "odd path": (["merge", "method=magmax", "modelpool=tiny", "modelpool.models.tiny-signs.path=no/sp äce (1)", "-o", "x"], "no/sp äce (1)"),
+    "no taskpool": (["run", "method=magmax", POOL], "taskpool: is required"),
+    "no out": (["merge", "method=magmax", POOL], "--out: is required"),
+    "odd path": (["merge", "method=magmax", POOL, "modelpool.models.tiny-signs.path=no/sp äce (1)", "-o", "x"], "no/sp äce (1)"),
     "no models in a pool": (["check", "method=magmax", "modelpool={models: []}"], "no experts"),
     "missing model": (["merge", "method=magmax", "modelpool={models: {a: ./nowhere}}", "-o", "x"], "./nowhere: no such file"),
     "no experts": (["check", "method=magmax", "modelpool={models: {_pretrained_: 'pkg://clipfuse/tiny/weights/base'}}"], "no experts"),
@@ -220,11 +227,11 @@ BAD = {
     "unknown expert": (["check", "method=task_arithmetic", "method.weights={tiny-digit: 1.0}", *TINY], "did you mean 'tiny-digits'"),
     "device": (["run", "method=magmax", *TINY, "--device", "tpu"], "device: 'tpu'"),
     "dtype": (["check", "method=magmax", *TINY, "--dtype", "int8"], "dtype: 'int8'"),
-    "limit of an evaluation": (["evaluate", "pkg://clipfuse/tiny/weights/base", "taskpool=tiny", "limit=-3"], "evaluate.limit"),
-    "key of an evaluation": (["evaluate", "pkg://clipfuse/tiny/weights/base", "taskpool=tiny", "splt=val"], "did you mean 'split'"),
-    "unknown split": (["evaluate", "pkg://clipfuse/tiny/weights/base", "taskpool=tiny", "split=vall"], "did you mean 'val'"),
-    "no models": (["evaluate", "taskpool=tiny"], "at least one model"),
-    "a base of two": (["evaluate", "pkg://clipfuse/tiny/weights/tiny-signs", "taskpool=tiny"], "no known base"),
+    "limit of an evaluation": (["evaluate", "pkg://clipfuse/tiny/weights/base", TASKS, "limit=-3"], "evaluate.limit"),
+    "key of an evaluation": (["evaluate", "pkg://clipfuse/tiny/weights/base", TASKS, "splt=val"], "did you mean 'split'"),
+    "unknown split": (["evaluate", "pkg://clipfuse/tiny/weights/base", TASKS, "split=vall"], "did you mean 'val'"),
+    "no models": (["evaluate", TASKS], "at least one model"),
+    "a base of two": (["evaluate", "pkg://clipfuse/tiny/weights/tiny-signs", TASKS], "no known base"),
     "show": (["show", "method", "tie"], "ties_merging"),
     "bibtex": (["show", "task", "mnist", "--bibtex"], "is for methods"),
     "nothing to fetch": (["fetch"], "takes modelpool="),
@@ -245,7 +252,7 @@ def test_outputs_that_are_there_are_not_touched(tmp_path, capsys):
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / "thesis.tex").write_text("mine")
-    words = ("merge", "method=magmax", "modelpool=tiny", "--out", folder)
+    words = ("merge", "method=magmax", POOL, "--out", folder)
     status, _, err = clipfuse_command(capsys, *words)
     assert (status, "is not empty" in err) == (2, True)
     status, _, err = clipfuse_command(capsys, *words, "--overwrite")
@@ -258,7 +265,7 @@ def test_no_space_is_said_before_anything_is_written(tmp_path, capsys, monkeypat
 
     full = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
-    status, _, err = clipfuse_command(capsys, "merge", "method=magmax", "modelpool=tiny", "--out", tmp_path / "out")
+    status, _, err = clipfuse_command(capsys, "merge", "method=magmax", POOL, "--out", tmp_path / "out")
     assert (status, "are needed" in err) == (2, True)
     assert not list(tmp_path.iterdir())
 
@@ -294,17 +301,17 @@ def test_interrupt_leaves_nothing_and_status_130(tmp_path):
 
 def test_inputs_are_never_overwritten(tmp_path, capsys):
     expert = tmp_path / "expert"
-    clipfuse_command(capsys, "merge", "method=magmax", "modelpool=tiny", "--out", expert)
+    clipfuse_command(capsys, "merge", "method=magmax", POOL, "--out", expert)
     before = sha256(expert / "model.safetensors")
-    words = ("merge", "method=magmax", "modelpool=tiny", f"modelpool.models.tiny-signs.path={expert}", "--overwrite")
+    words = ("merge", "method=magmax", POOL, f"modelpool.models.tiny-signs.path={expert}", "--overwrite")
     status, _, err = clipfuse_command(capsys, *words, "--out", expert)
     assert (status, "holds the input" in err) == (2, True)
     (expert / "notes.md").write_text("mine")
-    status, _, err = clipfuse_command(capsys, "merge", "method=slerp", "modelpool=tiny", "--out", expert, "--overwrite")
+    status, _, err = clipfuse_command(capsys, "merge", "method=simple_average", POOL, "--out", expert, "--overwrite")
     assert (status, "'notes.md'" in err) == (2, True)
     assert sha256(expert / "model.safetensors") == before
     (expert / "notes.md").unlink()
-    status, _, _ = clipfuse_command(capsys, "merge", "method=slerp", "modelpool=tiny", "--out", expert, "--overwrite")
+    status, _, _ = clipfuse_command(capsys, "merge", "method=simple_average", POOL, "--out", expert, "--overwrite")
     assert status == 0
     assert sha256(expert / "model.safetensors") != before
 
@@ -333,10 +340,38 @@ def test_a_base_that_is_not_whole_is_refused(tmp_path, capsys):
         "patch16": "does not belong",
     }
     for name, says in said.items():
-        words = ("evaluate", weights / "tiny-signs", "taskpool=tiny", f"base={tmp_path / name}", "--limit", 5)
+        words = ("evaluate", weights / "tiny-signs", TASKS, f"base={tmp_path / name}", "--limit", 5)
         status, _, err = clipfuse_command(capsys, *words)
         assert (status, len(err.strip().splitlines())) == (2, 1), err
         assert says in err
+
+
+def test_quickstart(capsys):
+    status, out, err = clipfuse_command(capsys, "quickstart", "--limit", 10, "--json")
+    assert status == 0, err
+    records = json.loads(out)
+    tasks = [task.name for task in SUITE]
+    models = {role: {r["model"] for r in records if r["role"] == role} for role in ("base", "expert", "merged")}
+    assert models["base"] == {"pre-trained"}
+    assert models["expert"] == set(tasks)
+    assert len(models["merged"]) >= 6
+    for model in models["base"] | models["merged"]:
+        mine = [r for r in records if r["model"] == model]
+        assert [r["task"] for r in mine] == tasks
+        assert all(r["normalised"] and r["interval"][0] < r["interval"][1] for r in mine)
+    assert all(r["model"] == r["task"] for r in records if r["role"] == "expert")
+
+
+def test_the_suite_is_drawn_when_it_is_needed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CLIPFUSE_CACHE", str(tmp_path / "cache"))
+    assert clipfuse_command(capsys, "check", "method=magmax", *TINY)[0] == 0
+    assert clipfuse_command(capsys, "ls", "tasks")[0] == 0
+    assert not list(tmp_path.rglob("*.png"))
+    expert = Path(clipfuse.__file__).parent / "tiny/weights/tiny-digits"
+    base = f"base={expert.with_name('base')}"
+    words = ("evaluate", expert, "taskpool={tasks: [tiny-digits]}", base, "--limit", 5)
+    assert clipfuse_command(capsys, *words)[0] == 0
+    assert {path.parent.parent.parent.name for path in tmp_path.rglob("*.png")} == {"tiny-digits"}
 
 
 def test_seed_zero_is_a_seed(tmp_path, capsys):
@@ -351,7 +386,7 @@ def test_seed_zero_is_a_seed(tmp_path, capsys):
         "method=task_arithmetic",
         "edits=[dare]",
         "seed=7",
-        "modelpool=tiny",
+        POOL,
         "--seed",
         0,
         "-o",
@@ -373,7 +408,7 @@ def test_a_task_of_ones_own(tmp_path, capsys):
         "name: colours\nfolder: pics\ntemplates: ['a photo of something {c}.']\nclasses: ['red', 'blue']\n"
     )
     task = f"taskpool={tmp_path / 'colours.yaml'}"
-    words = ("run", "method=magmax", "method.scaling_factor=0.3,0.6", "select=val", "modelpool=tiny", task)
+    words = ("run", "method=magmax", "method.scaling_factor=0.3,0.6", "select=val", POOL, task)
     status, out, err = clipfuse_command(capsys, *words, "--out", tmp_path / "run")
     assert status == 0
     assert "colours" in out

@@ -84,7 +84,7 @@ def test_what_save_model_writes_every_transformers_reads(tmp_path: Path, pool_ya
 
 @torch.no_grad()
 def test_the_pool_loads_models_processors_and_full_clips():
-    pool = clipfuse.HuggingFaceClipVisionPool.from_yaml("tiny")
+    pool = clipfuse.HuggingFaceClipVisionPool.from_yaml("tiny_TA8")
     assert pool.has_pretrained
     assert pool.all_model_names == ("_pretrained_", *pool.model_names)
     assert len(pool) == len(pool.model_names) == len(list(pool.named_models()))

@@ -18,7 +18,7 @@ PIXELS = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 def test_logits_equal_transformers():
     base, task = open_base(BASE), get_task("tiny-signs")
     head = zero_shot_heads(base, [task, get_task("tiny-digits")])["tiny-signs"]
-    encoder = VisionEncoder(clipfuse.HuggingFaceClipVisionPool.from_yaml("tiny").load_pretrained_model(), base)
+    encoder = VisionEncoder(clipfuse.HuggingFaceClipVisionPool.from_yaml("tiny_TA8").load_pretrained_model(), base)
     ours = head.logits(encoder, encoder.features(PIXELS, None))
 
     model = AutoModel.from_pretrained(base.folder, dtype=torch.float32)
@@ -37,7 +37,7 @@ def test_a_head_of_another_base_is_refused(tmp_path):
     head = zero_shot_heads(base, [get_task("tiny-signs")])["tiny-signs"]
     (tmp_path / "copy").symlink_to(base.folder)
     other = open_base(str(tmp_path / "copy"))
-    encoder = VisionEncoder(clipfuse.HuggingFaceClipVisionPool.from_yaml("tiny").load_pretrained_model(), other)
+    encoder = VisionEncoder(clipfuse.HuggingFaceClipVisionPool.from_yaml("tiny_TA8").load_pretrained_model(), other)
     with pytest.raises(ModelError, match="does not belong"):
         head.logits(encoder, encoder.features(PIXELS, None))
 

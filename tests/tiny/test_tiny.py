@@ -17,13 +17,19 @@ import yaml
 from PIL import Image
 from safetensors import safe_open
 
-from clipfuse.tiny import WEIGHTS, materialise
-from clipfuse.tiny.suite import SUITE
-from clipfuse.tiny.task import SPLITS
+from clipfuse.tiny import WEIGHTS, glyphs, materialise
+from clipfuse.tiny.suite import SUITE, write_split
+from clipfuse.tiny.task import SPLITS, TinyTask
 
 PIXELS = {
+    "tiny-scenes": "357f0e988eec7fe9f3bed8278c1de375b3f003d7f3ceff0a5f4f5fa1e752cb1b",
+    "tiny-vehicles": "ff2129151221a6afd2cc03e6c6a9b61c837cc3371b86de2e934db2795ce722e9",
+    "tiny-aerial": "74161ffbbad3f7e77696241e963d98e08d829275771a1cb541855455d3b50cb9",
+    "tiny-landcover": "6d10f02b854cacdee45d627cae3d8e261e1ddca8b0b9d712eeea57a9664d49ee",
+    "tiny-housenumbers": "492c7c58cb3119efbb9efcd2d0e55251435c1a02f5800fc11041cb949bb8e916",
+    "tiny-signs": "11c4ab9d78e94c01c6a4101eb9daa4a3ef48a8f1b467bd2cbff4865e8d2652fb",
     "tiny-digits": "13a3a89a5f4df3cf381ea0cb3dd80e96756f05fabac61106564e54333a787148",
-    "tiny-signs": "28c63292295be09c6540e367e36eed5ca55f14bf29ae5f43dad7a326a149aebb",
+    "tiny-textures": "3cc1f1e3dd014b09b6b8c5fa70a03546a58dce9c631658e12a93394bfb31b6d6",
 }
 """SHA-256 of every task's pixels, split after split. If it changes, the suite's VERSION must, and the weights too."""
 
@@ -49,23 +55,41 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def test_written_twice_is_the_same(suite: Path, tmp_path: Path) -> None:
-    assert files(materialise(tmp_path)) == files(suite)
+    pair = ["tiny-digits", "tiny-signs"]
+    again = files(materialise(tmp_path, pair))
+    first = files(suite)
+    assert len(again) == len(NAMES) + 1797 + 16 * 225
+    assert all(first[path] == digest for path, digest in again.items())
 
 
 def test_two_writers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both = Barrier(2)
 
-    def examples(split: str) -> list[tuple[int, np.ndarray]]:
+    def draw(task: TinyTask, folder: Path) -> TinyTask:
+        (folder / task.name).mkdir()
+        (folder / task.name / "picture").write_text("drawn")
         both.wait(timeout=10)
-        return [(0, np.zeros((32, 32, 3), np.uint8))]
+        return task
 
-    stub = replace(SUITE[0], name="stub", classes=("only",), examples=examples)
-    monkeypatch.setattr("clipfuse.tiny.suite.SUITE", (stub,))
+    monkeypatch.setattr("clipfuse.tiny.suite.draw", draw)
     with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(materialise, [tmp_path, tmp_path])
+        first, second = pool.map(materialise, [tmp_path, tmp_path], [["tiny-digits"]] * 2)
     assert first == second
-    assert [path.name for path in tmp_path.iterdir()] == [first.name], "a scratch folder was left behind"
-    assert len(files(first)) == 4
+    assert sorted(path.name for path in first.iterdir()) == sorted(["tiny-digits", *(f"{n}.yaml" for n in NAMES)])
+
+
+def test_an_interrupted_drawing_leaves_nothing_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw(task: TinyTask, folder: Path) -> TinyTask:
+        write_split(replace(task, examples=lambda split: list(task.examples(split))[:3]), "val", folder / task.name)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("clipfuse.tiny.suite.draw", draw)
+        materialise(tmp_path, ["tiny-digits"])
+    assert not [path for path in tmp_path.rglob("*") if path.suffix == ".png"]
+    told = []
+    folder = materialise(tmp_path, ["tiny-digits"], told.append)
+    assert sum(told) == len(list((folder / "tiny-digits").rglob("*.png"))) == 1797
 
 
 def test_is_written_once(suite: Path) -> None:
@@ -88,12 +112,21 @@ def test_splits_share_no_picture(suite: Path, name: str) -> None:
     assert max(seen.values()) == 1
 
 
-def test_numbers_of_pictures(suite: Path) -> None:
-    def count(name: str, split: str) -> list[int]:
-        return [len(list(folder.glob("*.png"))) for folder in (suite / name / split).iterdir()]
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_of_pictures(suite: Path, name: str) -> None:
+    counts = [[len(list(folder.glob("*.png"))) for folder in (suite / name / split).iterdir()] for split in SPLITS]
+    if name == "tiny-digits":
+        assert [sum(count) for count in counts] == [1000, 250, 547]
+    else:
+        assert [set(count) for count in counts] == [{100}, {25}, {100}]
+    assert 6 <= len(counts[0]) <= 20
 
-    assert [sum(count("tiny-digits", split)) for split in SPLITS] == [1000, 250, 547]
-    assert [set(count("tiny-signs", split)) for split in SPLITS] == [{100}, {25}, {60}]
+
+def test_unseen_typefaces_in_the_test_split() -> None:
+    index = json.loads(glyphs.ATLAS.with_suffix(".json").read_text(encoding="utf-8"))
+    seen, held_out = (len(glyphs.faces()[sort]) for sort in ("seen", "held out"))
+    assert seen + held_out == len(index)
+    assert seen > 2 * held_out > 20
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -133,7 +166,10 @@ def test_experts_have_the_shape_of_the_base() -> None:
 
 def test_weights_are_small_and_complete() -> None:
     found = [path for path in WEIGHTS.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in found) <= 4_000_000
+    assert sum(path.stat().st_size for path in found) <= 40_000_000
+    sizes = {name: (WEIGHTS / name / "model.safetensors").stat().st_size for name in ["base", *NAMES]}
+    assert sizes.pop("base") <= 8_000_000
+    assert sum(sizes.values()) <= 32_000_000
     base = {path.name for path in (WEIGHTS / "base").iterdir()}
     assert base >= {
         "config.json",
@@ -142,7 +178,6 @@ def test_weights_are_small_and_complete() -> None:
         "tokenizer.json",
         "tokenizer_config.json",
     }
-    assert (WEIGHTS / "log.txt").is_file()
 
 
 def test_needs_no_torch() -> None:

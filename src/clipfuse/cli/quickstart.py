@@ -15,4 +15,5 @@ def command(given: Given, as_json: Json = False) -> None:
         print_json([record.model_dump(mode="json") for record in records])
         return
     results_table(records).print()
-    say("Next: clipfuse run method=ties_merging modelpool=tiny taskpool=tiny · clipfuse ls methods · clipfuse --help")
+    pools = "modelpool=tiny_TA8 taskpool=tiny_TA8"
+    say(f"Next: clipfuse run method=ties_merging {pools} · clipfuse ls methods · clipfuse --help")

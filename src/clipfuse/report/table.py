@@ -28,14 +28,15 @@ class Table:
         from rich.table import Table as RichTable
 
         table = RichTable(header_style="bold", box=None, pad_edge=False)
-        for number, name in enumerate(self.header):
+        heads = [name.replace("-", "-\n") for name in self.header]
+        for number, name in enumerate(heads):
             table.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
         for row in self.rows:
             table.add_row(*row)
+        columns = zip(heads, *self.rows, strict=True)
+        needed = sum(max(len(line) for cell in column for line in cell.split("\n")) + 2 for column in columns)
         console = Console(highlight=False)
-        if console.width < (
-            needed := sum(max(map(len, column)) + 2 for column in zip(self.header, *self.rows, strict=True))
-        ):
+        if console.width < needed:
             console = Console(width=needed, highlight=False)
         console.print(table)
         for note in self.notes:

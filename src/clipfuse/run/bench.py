@@ -17,9 +17,10 @@ from clipfuse.fusion.merge import as_dtype
 from clipfuse.heads import Head, zero_shot_heads
 from clipfuse.models.encoder import ClipBase, open_base
 from clipfuse.run.config import MeasureConfig
-from clipfuse.run.progress import Stage
+from clipfuse.run.progress import Stage, silent
 from clipfuse.tasks import Task, TaskPoolConfig, catalog, find_task, fold, read_task
 from clipfuse.tiny import materialise
+from clipfuse.tiny.suite import SUITE
 
 
 @dataclass(frozen=True)
@@ -95,15 +96,35 @@ def all_tasks() -> list[Task]:
 
 
 def tiny_folder() -> Path:
-    """The offline suite's tasks, written to the cache when they are first asked for."""
-    return materialise(cache_folder("tiny"))
+    """Where the offline suite's tasks are; their pictures are drawn by `draw_tiny`."""
+    return materialise(cache_folder("tiny"), names=())
+
+
+def is_tiny(task: Task) -> bool:
+    """Whether the task is one of the offline suite, whose pictures appear when they are needed."""
+    return task.folder is not None and Path(task.folder).parent == tiny_folder()
+
+
+def draw_tiny(tasks: Sequence[Task], stage: Stage = silent) -> None:
+    """Draw the pictures of those tasks that are of the offline suite, unless the cache has them."""
+    missing = {task.name for task in tasks if is_tiny(task) and not Path(str(task.folder)).is_dir()}
+    if missing:
+        images = sum(sum(task.counts().values()) for task in SUITE if task.name in missing)
+        with stage("draw the tiny suite, once", images, "img") as told:
+            materialise(cache_folder("tiny"), missing, told)
 
 
 def open_bench(
-    tasks: Sequence[Task], base: str, splits: Sequence[str], config: MeasureConfig, dtype: str = "float32"
+    tasks: Sequence[Task],
+    base: str,
+    splits: Sequence[str],
+    config: MeasureConfig,
+    dtype: str = "float32",
+    stage: Stage = silent,
 ) -> Bench:
     """Open the splits first (they fail soonest), then the base, then encode the prompts."""
     device = as_device(config.device)
+    draw_tiny(tasks, stage)
     opened = {name: tuple(open_split(task, name, config.limit, config.seed) for task in tasks) for name in splits}
     clip = open_base(base)
     preprocess = read_preprocess(clip.folder)

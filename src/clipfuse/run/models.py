@@ -40,7 +40,7 @@ def evaluate_models(models: Sequence[str], tree: Mapping[str, Any], stage: Stage
     if len(set(bases.values())) > 1:
         found = ", ".join(f"{model}: {ref}" for model, ref in bases.items())
         raise ModelError(f"the models belong to different bases ({found}); evaluate them apart, or give base=")
-    bench = open_bench(find_tasks(taskpool), bases[models[0]], (config.split,), config, config.dtype)
+    bench = open_bench(find_tasks(taskpool), bases[models[0]], (config.split,), config, config.dtype, stage)
     names = short_names(models)
     compute_in_background(file for at in located.values() for file in open_checkpoint(at.folder, at.ref).files)
     candidates = [candidate(names[model], at, bench) for model, at in located.items()]

@@ -57,7 +57,7 @@ def run(tree: Mapping[str, Any], stage: Stage = silent) -> RunResult:
     now = f"{datetime.now():%Y-%m-%d_%H%M%S_%f}"[:-3]
     folder = Path(config.out or f"runs/{now}_{chain.method.rule.name}")
     check_output(folder, config.overwrite)
-    pool, bench = open_run(config, chain)
+    pool, bench = open_run(config, chain, stage)
     check_output(folder, config.overwrite, [file for model in pool.weights.checkpoints for file in model.files])
     with new_folder(folder, config.overwrite) as temporary, log_to(temporary / "log.txt"):
         resolved = config.model_dump(mode="json", exclude={"out", "overwrite"}) | chain.to_tree()
@@ -88,7 +88,7 @@ def chain_of(config: RunConfig) -> Chain:
     return chain
 
 
-def open_run(config: RunConfig, chain: Chain) -> tuple[HuggingFaceClipVisionPool, Bench]:
+def open_run(config: RunConfig, chain: Chain, stage: Stage) -> tuple[HuggingFaceClipVisionPool, Bench]:
     """Everything that can fail before weights are computed with: tasks, pool, fit of the two, splits, heads."""
     as_dtype(config.dtype)
     pool = HuggingFaceClipVisionPool.from_tree(config.modelpool)
@@ -98,7 +98,7 @@ def open_run(config: RunConfig, chain: Chain) -> tuple[HuggingFaceClipVisionPool
     own = pool.get_model_config(PRETRAINED).path if pool.has_pretrained else None
     base = taskpool.base or own or known_base(pool.weights.geometry, "the pool")
     splits = ("test", "val") if chain.scaling_factors else ("test",)
-    return pool, open_bench(tasks, base, splits, config)
+    return pool, open_bench(tasks, base, splits, config, stage=stage)
 
 
 def choose(

@@ -13,7 +13,7 @@ from clipfuse.fusion.merge import as_dtype
 from clipfuse.fusion.registry import Chain
 from clipfuse.pool import HuggingFaceClipVisionPool
 from clipfuse.pool.view import SLICE, available_cores, slices
-from clipfuse.run.bench import find_tasks
+from clipfuse.run.bench import find_tasks, is_tiny
 from clipfuse.run.config import RunConfig
 from clipfuse.run.pipeline import chain_of
 from clipfuse.tasks import TaskPoolConfig
@@ -54,7 +54,7 @@ def make_plan(tree: Mapping[str, Any]) -> Plan:
     pool = HuggingFaceClipVisionPool.from_tree(config.modelpool).weights
     check_chain(chain, pool)
     for task in tasks:
-        if task.folder:
+        if task.folder and not is_tiny(task):
             open_split(task, "test")
     if config.out:
         check_output(Path(config.out), config.overwrite, [f for c in pool.checkpoints for f in c.files])

@@ -15,33 +15,33 @@ from clipfuse.run.pipeline import choose
 from clipfuse.run.progress import Stage, silent
 from clipfuse.tasks import TaskPoolConfig
 
-LAMBDAS = [0.2, 0.4, 0.6, 0.8, 1.0]
+LAMBDAS = [0.1, 0.15, 0.2, 0.3, 0.4, 0.6]
 """Values of λ that the val split chooses from."""
 
-SHOWN: list[tuple[dict[str, Any], list[str]]] = [
-    ({"name": "simple_average"}, []),
-    ({"name": "slerp"}, []),
-    ({"name": "task_arithmetic", "scaling_factor": LAMBDAS}, []),
-    ({"name": "ties_merging", "scaling_factor": LAMBDAS}, []),
-    ({"name": "magmax", "scaling_factor": LAMBDAS}, []),
-    ({"name": "ties_merging", "scaling_factor": LAMBDAS}, ["dare"]),
+SHOWN: list[tuple[dict[str, Any], list[str], list[dict[str, Any]]]] = [
+    ({"name": "simple_average"}, [], []),
+    ({"name": "task_arithmetic", "scaling_factor": LAMBDAS}, [], []),
+    ({"name": "task_arithmetic", "scaling_factor": LAMBDAS}, [], [{"name": "lines", "alpha": 0.5, "beta": 1.0}]),
+    ({"name": "ties_merging", "scaling_factor": LAMBDAS}, [], []),
+    ({"name": "magmax", "scaling_factor": LAMBDAS}, [], []),
+    ({"name": "ties_merging", "scaling_factor": LAMBDAS}, ["dare"], []),
 ]
-"""Methods and edits of the table."""
+"""Methods, edits and finishes of the table."""
 
 
 def quickstart(tree: Mapping[str, Any] | None = None, stage: Stage = silent) -> list[Record]:
-    """Records of the tiny suite's base, experts and fused models; λ is chosen on the val splits.
+    """Records of the tiny suite's base, fused models, and experts on their own tasks; λ is chosen on the val splits.
 
     Args:
         tree: The keys of `MeasureConfig`.
         stage: Shows progress.
     """
     config = parse(MeasureConfig, tree or {}, "quickstart")
-    pool = HuggingFaceClipVisionPool.from_tree(load_preset("modelpool", "tiny"))
-    tasks = find_tasks(parse(TaskPoolConfig, load_preset("taskpool", "tiny"), "taskpool"))
-    bench = open_bench(tasks, pool.get_model_config(PRETRAINED).path, ("test", "val"), config)
+    pool = HuggingFaceClipVisionPool.from_tree(load_preset("modelpool", "tiny_TA8"))
+    tasks = find_tasks(parse(TaskPoolConfig, load_preset("taskpool", "tiny_TA8"), "taskpool"))
+    bench = open_bench(tasks, pool.get_model_config(PRETRAINED).path, ("test", "val"), config, stage=stage)
     choices = []
-    for method, edits in SHOWN:
-        chain = configure(method, edits, seed=config.seed)
+    for method, edits, finishes in SHOWN:
+        chain = configure(method, edits, finishes, config.seed)
         choices.append(choose(pool, bench, chain, stage) if chain.scaling_factors else Choice(chain))
-    return measure(pool, bench, choices, "all", stage)
+    return measure(pool, bench, choices, "own", stage)

@@ -108,7 +108,7 @@ def paint(
     pen = ImageDraw.Draw(layer)
     for colour, corners in patches:
         pixels = (corners @ place[:, :2].T + place[:, 2]) * ENLARGED
-        pen.polygon([(float(x), float(y)) for x, y in pixels], fill=(*colours[colour], 255))
+        pen.polygon(pixels.ravel().tolist(), fill=(*colours[colour], 255))
     canvas = Image.fromarray(background).convert("RGBA")
     canvas.alpha_composite(layer.reduce(ENLARGED))
     return np.asarray(canvas.convert("RGB"))

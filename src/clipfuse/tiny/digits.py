@@ -55,6 +55,7 @@ TASK = TinyTask(
     classes=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
     templates=("a photo of the number {c}.",),
     examples=examples,
+    sizes=(len(ROWS["train"]), len(ROWS["val"]), len(ROWS["test"])),
     licence="CC BY 4.0 (UCI optdigits, as shipped with scikit-learn under BSD-3-Clause)",
     paper="E. Alpaydin, C. Kaynak (1998), Optical Recognition of Handwritten Digits, doi:10.24432/C50P49",
 )

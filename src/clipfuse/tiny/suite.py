@@ -2,65 +2,104 @@
 
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
 
-from clipfuse.tiny import digits, signs
+from clipfuse.tiny import aerial, digits, housenumbers, landcover, scenes, signs, textures, vehicles
 from clipfuse.tiny.task import SPLITS, TinyTask
 
-VERSION = "1"
+VERSION = "2"
 """Part of the folder's name: raise it whenever a picture or a task file changes."""
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Folder of the shipped models: `base/` and one expert per task, named like the task."""
 
 SUITE: tuple[TinyTask, ...] = (
-    digits.TASK,  # handwritten digits: real scans
-    signs.TASK,  # traffic signs: drawn
+    scenes.TASK,
+    vehicles.TASK,
+    aerial.TASK,
+    landcover.TASK,
+    housenumbers.TASK,
+    signs.TASK,
+    digits.TASK,
+    textures.TASK,
 )
+"""In the order of the eight tasks that they mirror: SUN397, Cars, RESISC45, EuroSAT, SVHN, GTSRB, MNIST, DTD."""
 
 NOTE = (
     "Tiny suite of clipfuse: small generated pictures for trying things out; its figures say nothing about real CLIP."
 )
 
 
-def materialise(cache: Path) -> Path:
-    """Write the suite below `cache` unless it is there, and return its folder.
+def materialise(
+    cache: Path, names: Iterable[str] | None = None, progress: Callable[[int], None] = lambda count: None
+) -> Path:
+    """Write the suite below `cache` as far as it is not there, and return its folder.
 
-    The folder `tiny-<version>/` holds, per task, `<task>.yaml` and `<task>/<split>/<class name>/00000.png`, ...
-    It appears at once and complete, also when two processes do this at the same time or one is interrupted.
+    The folder `tiny-<version>/` holds `<task>.yaml` for every task and, for the tasks that were asked for, the
+    pictures `<task>/<split>/<class name>/00000.png`, ... What appears there is complete, also when two processes do
+    this at the same time or one is interrupted. Each task is drawn in a process of its own, on all cores.
+
+    Args:
+        cache: Where the folder belongs.
+        names: Tasks to draw; all of them if None. Other names are ignored.
+        progress: Told how many pictures have been written since the last call.
     """
-    cache = Path(cache)
-    target = cache / f"tiny-{VERSION}"
-    if target.is_dir():
+    target = Path(cache) / f"tiny-{VERSION}"
+    target.mkdir(parents=True, exist_ok=True)
+    for task in SUITE:
+        write_whole(target / f"{task.name}.yaml", task_file(task))
+    wanted = [task for task in SUITE if names is None or task.name in names]
+    missing = [task for task in wanted if not (target / task.name).is_dir()]
+    if not missing:
         return target
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".tiny-") as scratch:
-        draft = Path(scratch) / "suite"
-        draft.mkdir()
-        for task in SUITE:
-            write_task(task, draft)
-        try:
-            os.rename(draft, target)
-        except OSError:
-            # Another process was first: a folder that holds something is not renamed over, and its content is the same.
-            if not target.is_dir():
-                raise
+    with tempfile.TemporaryDirectory(dir=target, prefix=".draft-") as draft, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for task in pool.map(lambda task: draw(task, Path(draft)), missing):
+            move_in(Path(draft) / task.name, target / task.name)
+            progress(sum(task.counts().values()))
     return target
 
 
+def draw(task: TinyTask, folder: Path) -> TinyTask:
+    """Write one task's pictures into `folder`, in a process of its own; return the task."""
+    places = os.pathsep.join(path for path in sys.path if path)
+    words = [sys.executable, "-m", "clipfuse.tiny", folder, task.name]
+    subprocess.run(words, check=True, env={**os.environ, "PYTHONPATH": places})
+    return task
+
+
+def move_in(draft: Path, target: Path) -> None:
+    """Rename a folder into its place, unless another process was first: its content is the same."""
+    try:
+        os.rename(draft, target)
+    except OSError:
+        if not target.is_dir():
+            raise
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file that nobody ever sees half written; one that is there stays."""
+    if not path.exists():
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+
+
 def write_task(task: TinyTask, folder: Path) -> None:
-    """Write one task's pictures and its task file into `folder`."""
-    counts = {split: write_split(task, split, folder / task.name / split) for split in SPLITS}
-    (folder / f"{task.name}.yaml").write_text(task_file(task, counts["test"]), encoding="utf-8")
+    """Write the pictures of every split into `folder/<task>`."""
+    for split in SPLITS:
+        write_split(task, split, folder / task.name / split)
 
 
-def write_split(task: TinyTask, split: str, folder: Path) -> int:
-    """Write the pictures of one split, numbered within their class, and return how many there are."""
+def write_split(task: TinyTask, split: str, folder: Path) -> None:
+    """Write the pictures of one split, numbered within their class."""
     for name in task.classes:
         (folder / name).mkdir(parents=True)
     seen: Counter[int] = Counter()
@@ -68,10 +107,9 @@ def write_split(task: TinyTask, split: str, folder: Path) -> int:
         path = folder / task.classes[label] / f"{seen[label]:05d}.png"
         Image.fromarray(pixels).save(path, compress_level=1)
         seen[label] += 1
-    return seen.total()
 
 
-def task_file(task: TinyTask, test_images: int) -> str:
+def task_file(task: TinyTask) -> str:
     """The task as YAML text. All strings are in quotes: a class may be called "no" or "7"."""
     fields = {
         "name": task.name,
@@ -79,7 +117,7 @@ def task_file(task: TinyTask, test_images: int) -> str:
         "splits": {split: split for split in SPLITS},
         "templates": list(task.templates),
         "classes": list(task.classes),
-        "test_images": test_images,
+        "test_images": task.counts()["test"],
         "licence": task.licence,
         "paper": task.paper,
         "note": NOTE,

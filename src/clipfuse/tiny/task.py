@@ -1,13 +1,16 @@
 """What a task of the tiny suite is, and where its random numbers come from."""
 
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.random import PCG64, Generator, SeedSequence
 
 SPLITS = ("train", "val", "test")
+
+PER_CLASS = {"train": 100, "val": 25, "test": 100}
+"""Pictures per class of a drawn task."""
 
 Example = tuple[int, np.ndarray]
 """A label and its picture, (32, 32, 3) uint8, RGB."""
@@ -25,8 +28,15 @@ class TinyTask:
     classes: tuple[str, ...]
     templates: tuple[str, ...]
     examples: Callable[[str], Iterable[Example]]
-    licence: str
-    paper: str
+    sizes: tuple[int, int, int] | None = None
+    """Pictures in train, val and test, where they are not `PER_CLASS`."""
+    licence: str = "that of clipfuse"
+    paper: str = "none: drawn by clipfuse"
+
+    def counts(self) -> Mapping[str, int]:
+        """Pictures per split."""
+        sizes = self.sizes or [PER_CLASS[split] * len(self.classes) for split in SPLITS]
+        return dict(zip(SPLITS, sizes, strict=True))
 
 
 def source(task: str, split: str, index: int) -> Generator:
@@ -36,3 +46,17 @@ def source(task: str, split: str, index: int) -> Generator:
     """
     key = [zlib.crc32(task.encode()), zlib.crc32(split.encode()), index]
     return Generator(PCG64(SeedSequence(key)))
+
+
+def drawings(
+    name: str, classes: int, draw: Callable[[int, Generator], np.ndarray]
+) -> Callable[[str], Iterator[Example]]:
+    """The `examples` of a task whose pictures are drawn, class after class, by `draw(label, random)`."""
+
+    def examples(split: str) -> Iterator[Example]:
+        count = PER_CLASS[split]
+        for number in range(classes * count):
+            label = number // count
+            yield label, draw(label, source(name, split, number))
+
+    return examples

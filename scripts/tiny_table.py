@@ -1,0 +1,154 @@
+"""The tables of docs/tiny.md: base, experts and fused models of the tiny suite, for three seeds of experts.
+
+    python scripts/tiny_table.py            # prints Markdown
+
+Seed 0 is what is shipped; the experts of the other seeds are fine-tuned into `.tiny/seed-<n>` unless they are there.
+Every figure comes from float16 files, through clipfuse itself. λ is chosen on val, per seed and method. TSV-M is not
+among clipfuse's methods yet: a prototype stands in for it, and the table says so.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tiny.prototype_tsv import write_tsv
+
+from clipfuse.config import parse
+from clipfuse.config.presets import load_preset
+from clipfuse.evaluate import Candidate
+from clipfuse.fusion.registry import configure
+from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
+from clipfuse.run.bench import Bench, find_tasks, open_bench
+from clipfuse.run.config import MeasureConfig
+from clipfuse.run.measure import Choice, baseline_candidates, merge_choice, merged_encoder
+from clipfuse.run.pipeline import choose
+from clipfuse.run.progress import silent
+from clipfuse.tasks import TaskPoolConfig
+from clipfuse.tiny.suite import SUITE
+
+SEEDS = (0, 1, 2)
+SCRATCH = Path(__file__).parents[1] / ".tiny"
+LAMBDAS = [0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5]
+AVERAGE, TSV = "simple average", "TSV-M (prototype)"
+METHODS: list[tuple[str, dict[str, Any], list[str]]] = [
+    (AVERAGE, {"name": "simple_average"}, []),
+    ("task arithmetic", {"name": "task_arithmetic", "scaling_factor": LAMBDAS}, []),
+    ("TIES", {"name": "ties_merging", "scaling_factor": LAMBDAS}, []),
+    ("MagMax", {"name": "magmax", "scaling_factor": LAMBDAS}, []),
+    ("DARE + TIES", {"name": "ties_merging", "scaling_factor": LAMBDAS}, ["dare"]),
+]
+NAMES = [task.name for task in SUITE]
+Right = dict[str, list[np.ndarray]]
+"""Per model, for every task in order: whether each test image was classified right, (image,) bool."""
+
+
+def pool_of(seed: int) -> HuggingFaceClipVisionPool:
+    """The suite's pool with the experts of one seed."""
+    tree = load_preset("modelpool", "tiny_TA8")
+    if seed:
+        folder = SCRATCH / f"seed-{seed}"
+        if not all((folder / name / "model.safetensors").exists() for name in NAMES):
+            script = Path(__file__).with_name("make_tiny.py")
+            words = [sys.executable, script, "experts", "--seed", str(seed), "--into", folder]
+            subprocess.run(words, check=True, stdout=sys.stderr)
+        for member in tree["models"][1:]:
+            member["path"] = str(folder / member["name"])
+    return HuggingFaceClipVisionPool.from_tree(tree)
+
+
+def tsv_pool(pool: HuggingFaceClipVisionPool, folder: Path) -> HuggingFaceClipVisionPool:
+    """A pool of the base and of base + TSV-M's task vector."""
+    write_tsv(pool, folder)
+    base = pool.get_model_config(PRETRAINED).path
+    models = [{"name": PRETRAINED, "path": base}, {"name": "tsv", "path": str(folder)}]
+    return HuggingFaceClipVisionPool.from_tree({"type": "huggingface_clip_vision", "models": models})
+
+
+def measure(seed: int, bench: Bench) -> tuple[Right, dict[str, float]]:
+    """Which test images every model of a seed gets right, and the λ of every method that has one."""
+    pool = pool_of(seed)
+    jobs = [(name, pool, configure(method, edits, seed=seed)) for name, method, edits in METHODS]
+    of_tsv = tsv_pool(pool, SCRATCH / f"tsv-{seed}")
+    jobs.append((TSV, of_tsv, configure({"name": "task_arithmetic", "scaling_factor": LAMBDAS}, [], seed=seed)))
+    candidates, chosen = baseline_candidates(pool, bench, "all"), {}
+    for name, models, chain in jobs:
+        choice = choose(models, bench, chain, silent) if chain.scaling_factors else Choice(chain)
+        merged = merge_choice(models, choice, silent, None, None)
+        candidates.append(Candidate(name, lambda m=merged: merged_encoder(m, bench), 0, 0))
+        if choice.value is not None:
+            chosen[name] = choice.value
+        print(f"seed {seed}: {name} {choice.value or ''}", file=sys.stderr)
+    right: Right = {}
+    labels = [np.asarray(split.labels) for split in bench.splits["test"]]
+    for score in bench.score(candidates, "test", silent):
+        predicted = np.concatenate([np.asarray(part) for part in score.predictions])
+        right.setdefault(score.model, []).append(predicted == labels[NAMES.index(score.task)])
+    return right, chosen
+
+
+def mean_and_error(values: list[np.ndarray]) -> tuple[float, float]:
+    """Mean over tasks of per-image values (image,), and its standard error over images; both in per cent."""
+    means = [value.mean() for value in values]
+    errors = [value.var(ddof=1) / len(value) for value in values]
+    return 100 * float(np.mean(means)), 100 * float(np.sqrt(np.sum(errors))) / len(values)
+
+
+def over_seeds(first: list[Right], name: str, than: str | None = None) -> list[np.ndarray]:
+    """Per task, for every image: right or not, a mean over seeds; or its difference to another model."""
+    own = [np.mean([right[name][task] for right in first], axis=0) for task in range(len(NAMES))]
+    return own if than is None else [a - b for a, b in zip(own, over_seeds(first, than), strict=True)]
+
+
+def with_own(right: Right) -> Right:
+    """The same with a model `experts`: each task's own expert."""
+    return {**right, "experts": [right[name][number] for number, name in enumerate(NAMES)]}
+
+
+def line(*cells: object) -> None:
+    print("| " + " | ".join(str(cell) for cell in cells) + " |")
+
+
+def main() -> None:
+    """Measure every seed and print the tables."""
+    taskpool = parse(TaskPoolConfig, load_preset("taskpool", "tiny_TA8"), "taskpool")
+    base = load_preset("modelpool", "tiny_TA8")["models"][0]["path"]
+    bench = open_bench(find_tasks(taskpool), base, ("test", "val"), parse(MeasureConfig, {}, "table"))
+    measured = [measure(seed, bench) for seed in SEEDS]
+    rights = [with_own(right) for right, _ in measured]
+    models = ["pre-trained", *(name for name, _, _ in METHODS), TSV, "experts"]
+    low, high = (mean_and_error(over_seeds(rights, name))[0] for name in ("pre-trained", "experts"))
+
+    line("model", *(name.removeprefix("tiny-") for name in NAMES), "average", "seeds", "gap closed", "λ by val")
+    line("---", *["---:"] * (len(NAMES) + 3), "---")
+    for model in models:
+        tasks = over_seeds(rights, model)
+        mean, _ = mean_and_error(tasks)
+        each = [mean_and_error([task.astype(float) for task in right[model]])[0] for right in rights]
+        chosen = ", ".join(f"{found[model]:g}" for _, found in measured if model in found)
+        cells = [f"{100 * task.mean():.1f}" for task in tasks]
+        spread = " / ".join(f"{value:.1f}" for value in each) if model != "pre-trained" else ""
+        line(model, *cells, f"{mean:.1f}", spread, f"{100 * (mean - low) / (high - low):.0f} %", chosen)
+
+    print("\nDifferences of averages, with the standard error over images (paired) and over seeds:\n")
+    line("difference", "points", "error (images)", "error (seeds)")
+    line("---", "---:", "---:", "---:")
+    for model in [*(name for name, _, _ in METHODS), TSV]:
+        for than in ("pre-trained", AVERAGE):
+            if model == than:
+                continue
+            gap, error = mean_and_error(over_seeds(rights, model, than))
+            each = [mean_and_error(over_seeds([right], model, than))[0] for right in rights]
+            line(f"{model} − {than}", f"{gap:+.1f}", f"{error:.2f}", f"{np.std(each, ddof=1) / len(each) ** 0.5:.2f}")
+
+    print("\nExperts of seed 0 on every task, base first:\n")
+    line("model", *(name.removeprefix("tiny-") for name in NAMES), "average")
+    line("---", *["---:"] * (len(NAMES) + 1))
+    for model in ("pre-trained", *NAMES):
+        found = rights[0][model]
+        line(model, *(f"{100 * task.mean():.1f}" for task in found), f"{100 * np.mean([t.mean() for t in found]):.1f}")
+
+
+if __name__ == "__main__":
+    main()

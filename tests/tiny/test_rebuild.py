@@ -1,0 +1,48 @@
+"""What `scripts/make_tiny.py` makes: the same again from the same sources and the same base."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clipfuse.tiny import WEIGHTS, digits, glyphs, sprites
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+def python(code: str, *words: object) -> None:
+    """Run code with the scripts importable."""
+    command = [sys.executable, "-W", "ignore", "-c", f"import sys; sys.path.insert(0, {str(SCRIPTS)!r})\n{code}"]
+    subprocess.run([*command, *map(str, words)], check=True)
+
+
+@pytest.mark.network  # npm and Debian
+@pytest.mark.timeout(600)
+def test_the_sources_give_the_shipped_art(tmp_path: Path) -> None:
+    python(
+        "from pathlib import Path; from tiny import atlas, packing, sources; folder = Path(sys.argv[1])\n"
+        "sources.SOURCES = folder / 'sources'; sources.fetch()\n"
+        "atlas.pack_sprites(folder / 'sprites'); atlas.pack_glyphs(folder / 'glyphs')\n"
+        "packing.pack_digits(folder / 'digits.npz')\n",
+        tmp_path,
+    )
+    for shipped in (sprites.ATLAS, glyphs.ATLAS):
+        for suffix in (".png", ".json"):
+            made = tmp_path / f"{shipped.name}{suffix}"
+            assert made.read_bytes() == shipped.with_suffix(suffix).read_bytes()
+    assert (tmp_path / "digits.npz").read_bytes() == digits.SCANS.read_bytes()
+
+
+@pytest.mark.slow
+def test_an_expert_trained_twice_is_the_same(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        python(
+            "import make_tiny; from pathlib import Path; make_tiny.EPOCHS = 1\n"
+            "make_tiny.SUITE = tuple(task for task in make_tiny.SUITE if task.name == 'tiny-digits')\n"
+            "(folder := Path(sys.argv[1])).mkdir(); make_tiny.make_experts(0, folder)\n",
+            tmp_path / name,
+        )
+    first, second = (tmp_path / name / "tiny-digits/model.safetensors" for name in ("first", "second"))
+    assert first.read_bytes() == second.read_bytes()
+    assert first.read_bytes() != (WEIGHTS / "tiny-digits/model.safetensors").read_bytes()
