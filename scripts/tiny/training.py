@@ -47,8 +47,8 @@ def seeded(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
 
-def pretrain(clip: CLIPModel, tokenizer: CLIPTokenizer, leg: Leg, state: Path, say: Say) -> None:
-    """Contrastive training in place over one leg; goes on from the file `state`, which it keeps up to date.
+def pretrain(clip: CLIPModel, tokenizer: CLIPTokenizer, leg: Leg, state: Path, say: Say, every: float = 60.0) -> None:
+    """Contrastive training in place over one leg; goes on from the file `state`, written `every` so many seconds.
 
     A caption that a batch holds twice counts as one text with two pictures. The logit scale stays as it is.
     """
@@ -87,7 +87,7 @@ def pretrain(clip: CLIPModel, tokenizer: CLIPTokenizer, leg: Leg, state: Path, s
         if (step + 1) % 250 == 0:
             say(f"  step {step + 1:5d} of {leg.steps}  loss {sum(losses) / len(losses):.3f}")
             losses.clear()
-        if time.monotonic() - saved > 60:
+        if time.monotonic() - saved >= every:
             keep(clip, optimizer, step + 1, state)
             saved = time.monotonic()
     clip.eval()

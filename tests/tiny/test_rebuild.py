@@ -46,3 +46,33 @@ def test_an_expert_trained_twice_is_the_same(tmp_path: Path) -> None:
     first, second = (tmp_path / name / "tiny-digits/model.safetensors" for name in ("first", "second"))
     assert first.read_bytes() == second.read_bytes()
     assert first.read_bytes() != (WEIGHTS / "tiny-digits/model.safetensors").read_bytes()
+
+
+def test_a_leg_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    python(
+        "import torch; from pathlib import Path; from clipfuse.tiny import WEIGHTS\n"
+        "from tiny import training; from transformers import CLIPModel, CLIPTokenizer\n"
+        "pictures = torch.randint(0, 256, (40, 32, 32, 3), dtype=torch.uint8)\n"
+        "leg = training.Leg(5, pictures, [f'picture {i % 7}' for i in range(40)], passes=2, batch=8, peak=1e-3)\n"
+        "tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / 'base')\n"
+        "def run(name, stop):\n"
+        "    clip, real, calls = CLIPModel.from_pretrained(WEIGHTS / 'base'), training.contrast, []\n"
+        "    def contrast(*arguments):\n"
+        "        calls.append(1)\n"
+        "        if len(calls) == stop:\n"
+        "            raise KeyboardInterrupt\n"
+        "        return real(*arguments)\n"
+        "    training.contrast = contrast\n"
+        "    try:\n"
+        "        training.pretrain(clip, tokenizer, leg, Path(sys.argv[1]) / name, lambda line: None, every=0)\n"
+        "    except KeyboardInterrupt:\n"
+        "        pass\n"
+        "    training.contrast = real\n"
+        "    return len(calls), clip.state_dict()\n"
+        "whole = run('whole', 0)\n"
+        "assert whole[0] == 10 and run('parts', 7)[0] == 7\n"
+        "rest = run('parts', 0)\n"
+        "assert rest[0] == 4\n"
+        "assert all(torch.equal(value, rest[1][name]) for name, value in whole[1].items())\n",
+        tmp_path,
+    )
