@@ -63,7 +63,7 @@ def write_models(folder: Path) -> list[Path]:
     """What clipfuse writes: a merge in float32 and float16, and an expert through the pool's `save_model`."""
     import clipfuse
 
-    pool = clipfuse.HuggingFaceClipVisionPool.from_yaml("tiny")
+    pool = clipfuse.HuggingFaceClipVisionPool.from_yaml("tiny_TA8")
     clipfuse.merge(pool, "task_arithmetic", out=folder / "merged")
     clipfuse.merge(pool, "task_arithmetic", dtype="float16", out=folder / "merged_float16")
     pool.save_model(pool.load_model(pool.model_names[0]), folder / "save_model")

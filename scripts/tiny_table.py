@@ -2,17 +2,19 @@
 
     python scripts/tiny_table.py            # prints Markdown
 
-Seed 0 is what is shipped; the experts of the other seeds are fine-tuned into `.tiny/seed-<n>` unless they are there.
-Every figure comes from float16 files, through clipfuse itself. λ is chosen on val, per seed and method. TSV-M is not
-among clipfuse's methods yet: a prototype stands in for it, and the table says so.
+Seed 0 is what is shipped; the experts of the other seeds are fine-tuned into `.tiny/seed-<n>` unless they are there and
+began from the shipped base. Every figure comes from float16 files, through clipfuse itself. λ is chosen on val, per
+seed and method. TSV-M is not among clipfuse's methods yet: a prototype stands in for it, and the table says so.
 """
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from make_tiny import LOGS, digest
 from tiny.prototype_tsv import write_tsv
 
 from clipfuse.config import parse
@@ -22,11 +24,11 @@ from clipfuse.fusion.registry import configure
 from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
 from clipfuse.run.bench import Bench, find_tasks, open_bench
 from clipfuse.run.config import MeasureConfig
-from clipfuse.run.measure import Choice, baseline_candidates, merge_choice, merged_encoder
+from clipfuse.run.measure import BASE, Choice, baseline_candidates, merge_choice, merged_encoder
 from clipfuse.run.pipeline import choose
 from clipfuse.run.progress import silent
 from clipfuse.tasks import TaskPoolConfig
-from clipfuse.tiny.suite import SUITE
+from clipfuse.tiny.suite import SUITE, WEIGHTS
 
 SEEDS = (0, 1, 2)
 SCRATCH = Path(__file__).parents[1] / ".tiny"
@@ -47,14 +49,18 @@ Right = dict[str, list[np.ndarray]]
 def pool_of(seed: int) -> HuggingFaceClipVisionPool:
     """The suite's pool with the experts of one seed."""
     tree = load_preset("modelpool", "tiny_TA8")
-    if seed:
-        folder = SCRATCH / f"seed-{seed}"
-        if not all((folder / name / "model.safetensors").exists() for name in NAMES):
-            script = Path(__file__).with_name("make_tiny.py")
-            words = [sys.executable, script, "experts", "--seed", str(seed), "--into", folder]
-            subprocess.run(words, check=True, stdout=sys.stderr)
-        for member in tree["models"][1:]:
-            member["path"] = str(folder / member["name"])
+    folder = SCRATCH / f"seed-{seed}" if seed else WEIGHTS
+    log = LOGS / f"experts-{seed}.txt"
+    fits = log.exists() and digest(WEIGHTS / "base") in log.read_text(encoding="utf-8")
+    if not fits or not all((folder / name).is_dir() for name in NAMES):
+        if not seed:
+            raise SystemExit("the shipped experts did not begin from the shipped base: make tiny-experts")
+        script = Path(__file__).with_name("make_tiny.py")
+        subprocess.run(
+            [sys.executable, script, "experts", "--seed", str(seed), "--into", folder], check=True, stdout=sys.stderr
+        )
+    for member in tree["models"][1:]:
+        member["path"] = str(folder / member["name"])
     return HuggingFaceClipVisionPool.from_tree(tree)
 
 
@@ -66,11 +72,11 @@ def tsv_pool(pool: HuggingFaceClipVisionPool, folder: Path) -> HuggingFaceClipVi
     return HuggingFaceClipVisionPool.from_tree({"type": "huggingface_clip_vision", "models": models})
 
 
-def measure(seed: int, bench: Bench) -> tuple[Right, dict[str, float]]:
-    """Which test images every model of a seed gets right, and the λ of every method that has one."""
+def measure(seed: int, bench: Bench, scratch: Path) -> tuple[Right, dict[str, Choice]]:
+    """Which test images every model of a seed gets right, and the choice of λ of every method that has one."""
     pool = pool_of(seed)
     jobs = [(name, pool, configure(method, edits, seed=seed)) for name, method, edits in METHODS]
-    of_tsv = tsv_pool(pool, SCRATCH / f"tsv-{seed}")
+    of_tsv = tsv_pool(pool, scratch / str(seed))
     jobs.append((TSV, of_tsv, configure({"name": "task_arithmetic", "scaling_factor": LAMBDAS}, [], seed=seed)))
     candidates, chosen = baseline_candidates(pool, bench, "all"), {}
     for name, models, chain in jobs:
@@ -78,8 +84,9 @@ def measure(seed: int, bench: Bench) -> tuple[Right, dict[str, float]]:
         merged = merge_choice(models, choice, silent, None, None)
         candidates.append(Candidate(name, lambda m=merged: merged_encoder(m, bench), 0, 0))
         if choice.value is not None:
-            chosen[name] = choice.value
-        print(f"seed {seed}: {name} {choice.value or ''}", file=sys.stderr)
+            chosen[name] = choice
+            edge = " (an end of the grid)" if choice.value in (LAMBDAS[0], LAMBDAS[-1]) else ""
+            print(f"seed {seed}: {name} λ={choice.value:g}{edge}", file=sys.stderr)
     right: Right = {}
     labels = [np.asarray(split.labels) for split in bench.splits["test"]]
     for score in bench.score(candidates, "test", silent):
@@ -115,37 +122,52 @@ def main() -> None:
     taskpool = parse(TaskPoolConfig, load_preset("taskpool", "tiny_TA8"), "taskpool")
     base = load_preset("modelpool", "tiny_TA8")["models"][0]["path"]
     bench = open_bench(find_tasks(taskpool), base, ("test", "val"), parse(MeasureConfig, {}, "table"))
-    measured = [measure(seed, bench) for seed in SEEDS]
+    with tempfile.TemporaryDirectory() as scratch:
+        measured = [measure(seed, bench, Path(scratch)) for seed in SEEDS]
     rights = [with_own(right) for right, _ in measured]
-    models = ["pre-trained", *(name for name, _, _ in METHODS), TSV, "experts"]
-    low, high = (mean_and_error(over_seeds(rights, name))[0] for name in ("pre-trained", "experts"))
+    models = [BASE, *(name for name, _, _ in METHODS), TSV, "experts"]
+    low, high = (mean_and_error(over_seeds(rights, name))[0] for name in (BASE, "experts"))
 
-    line("model", *(name.removeprefix("tiny-") for name in NAMES), "average", "seeds", "gap closed", "λ by val")
-    line("---", *["---:"] * (len(NAMES) + 3), "---")
+    line(
+        "tiny suite",
+        *(name.removeprefix("tiny-") for name in NAMES),
+        "average",
+        "seeds",
+        "gap closed",
+        "val",
+        "λ by val",
+    )
+    line("---", *["---:"] * (len(NAMES) + 4), "---")
     for model in models:
         tasks = over_seeds(rights, model)
         mean, _ = mean_and_error(tasks)
         each = [mean_and_error([task.astype(float) for task in right[model]])[0] for right in rights]
-        chosen = ", ".join(f"{found[model]:g}" for _, found in measured if model in found)
+        chosen = ", ".join(f"{found[model].value:g}" for _, found in measured if model in found)
         cells = [f"{100 * task.mean():.1f}" for task in tasks]
-        spread = " / ".join(f"{value:.1f}" for value in each) if model != "pre-trained" else ""
-        line(model, *cells, f"{mean:.1f}", spread, f"{100 * (mean - low) / (high - low):.0f} %", chosen)
+        spread = " / ".join(f"{value:.1f}" for value in each) if model != BASE else ""
+        val = [max(found[model].curve.values()) for _, found in measured if model in found]
+        seen = f"{100 * np.mean(val):.1f}" if val else ""
+        line(model, *cells, f"{mean:.1f}", spread, f"{100 * (mean - low) / (high - low):.0f} %", seen, chosen)
 
-    print("\nDifferences of averages, with the standard error over images (paired) and over seeds:\n")
-    line("difference", "points", "error (images)", "error (seeds)")
-    line("---", "---:", "---:", "---:")
+    print("\nDifferences of averages; their standard errors over images (paired), over seeds, and both together:\n")
+    line("tiny suite", "points", "error (images)", "error (seeds)", "error", "points ÷ error")
+    line("---", *["---:"] * 5)
     for model in [*(name for name, _, _ in METHODS), TSV]:
-        for than in ("pre-trained", AVERAGE):
+        for than in (BASE, AVERAGE):
             if model == than:
                 continue
             gap, error = mean_and_error(over_seeds(rights, model, than))
             each = [mean_and_error(over_seeds([right], model, than))[0] for right in rights]
-            line(f"{model} − {than}", f"{gap:+.1f}", f"{error:.2f}", f"{np.std(each, ddof=1) / len(each) ** 0.5:.2f}")
+            spread = float(np.std(each, ddof=1)) / len(each) ** 0.5
+            both = (error**2 + spread**2) ** 0.5
+            line(
+                f"{model} − {than}", f"{gap:+.1f}", f"{error:.2f}", f"{spread:.2f}", f"{both:.2f}", f"{gap / both:+.1f}"
+            )
 
     print("\nExperts of seed 0 on every task, base first:\n")
-    line("model", *(name.removeprefix("tiny-") for name in NAMES), "average")
+    line("tiny suite", *(name.removeprefix("tiny-") for name in NAMES), "average")
     line("---", *["---:"] * (len(NAMES) + 1))
-    for model in ("pre-trained", *NAMES):
+    for model in (BASE, *NAMES):
         found = rights[0][model]
         line(model, *(f"{100 * task.mean():.1f}" for task in found), f"{100 * np.mean([t.mean() for t in found]):.1f}")
 

@@ -32,7 +32,6 @@ CARELESS, RARE = 0.9, 0.2
 class Words:
     """The vocabulary of one task: per class its group and its descriptions, and the task's phrases."""
 
-    task: TinyTask
     groups: dict[str, tuple[str, tuple[str, ...]]]
     looks: dict[str, tuple[str, ...]]
     generic: tuple[str, ...]
@@ -46,7 +45,7 @@ def words(task: TinyTask) -> Words:
     looks = {name: tuple(phrases) for name, phrases in tree["looks"].items()}
     if not set(task.classes) == groups.keys() == looks.keys():
         raise ValueError(f"{task.name}.yaml: {set(task.classes) ^ groups.keys() | set(task.classes) ^ looks.keys()}")
-    return Words(task, groups, looks, tuple(tree["generic"]))
+    return Words(groups, looks, tuple(tree["generic"]))
 
 
 def choice(random: Generator, options: tuple[str, ...] | list[str]) -> str:

@@ -38,13 +38,14 @@ FLUENT = {
 
 
 def fetch() -> None:
-    """Bring every source that is not there yet, and check all of them. Raises ValueError for a wrong hash."""
+    """Bring every source that is not there yet, check and unpack all of them. Raises ValueError for a wrong hash."""
     SOURCES.mkdir(parents=True, exist_ok=True)
     for name, facts in PINNED["npm"].items():
         path = npm_file(name)
         if not path.exists():
             subprocess.run(["npm", "pack", name], cwd=SOURCES, check=True, capture_output=True)
         check(path, facts["sha256"])
+        unpacked(name)
     for name, facts in PINNED["debian"].items():
         package, version = name.split("=")
         path = SOURCES / f"{package}_{version}_all.deb"

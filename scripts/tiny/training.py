@@ -1,5 +1,6 @@
 """Pre-training of the whole model on captions; fine-tuning of its vision encoder on one task."""
 
+import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -50,8 +51,10 @@ def seeded(*key: int) -> torch.Generator:
 def pretrain(clip: CLIPModel, tokenizer: CLIPTokenizer, leg: Leg, state: Path, say: Say, every: float = 60.0) -> None:
     """Contrastive training in place over one leg; goes on from the file `state`, written `every` so many seconds.
 
-    A caption that a batch holds twice counts as one text with two pictures. The logit scale stays as it is.
+    A caption that a batch holds twice counts as one text with two pictures. The logit scale stays as it is. Everything
+    runs where the model is. Raises ValueError if `state` belongs to another leg or other weights.
     """
+    device = clip.device
     texts = list(dict.fromkeys(leg.captions))
     tokens = tokenizer(texts, padding=True, return_tensors="pt")
     number = {text: index for index, text in enumerate(texts)}
@@ -63,7 +66,8 @@ def pretrain(clip: CLIPModel, tokenizer: CLIPTokenizer, leg: Leg, state: Path, s
     others = [value for value in clip.parameters() if value.ndim == 1]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, leg.peak, betas=(0.9, 0.98))
-    first = resume(clip, optimizer, state)
+    mark_of_leg = fingerprint(clip, leg)
+    first = resume(clip, optimizer, state, mark_of_leg)
     clip.train()
     saved, order, losses = time.monotonic(), torch.tensor([]), []
     for step in range(first, leg.steps):
@@ -74,9 +78,10 @@ def pretrain(clip: CLIPModel, tokenizer: CLIPTokenizer, leg: Leg, state: Path, s
         present, which = torch.unique(caption[chosen], return_inverse=True)
         length = int(tokens.attention_mask[present].sum(1).max())
         pixels = jittered(as_pixels(leg.pictures[chosen]), seeded(leg.number, step, 1))
-        seen = image_features(clip, pixels)
-        read = text_features(clip, tokens.input_ids[present, :length], tokens.attention_mask[present, :length])
-        loss = contrast(clip.logit_scale.exp() * seen @ read.T, which)
+        ids, mask = tokens.input_ids[present, :length], tokens.attention_mask[present, :length]
+        seen = image_features(clip, pixels.to(device))
+        read = text_features(clip, ids.to(device), mask.to(device))
+        loss = contrast(clip.logit_scale.exp() * seen @ read.T, which.to(device))
         for group in optimizer.param_groups:
             group["lr"] = leg.rate(step)
         optimizer.zero_grad()
@@ -88,7 +93,7 @@ def pretrain(clip: CLIPModel, tokenizer: CLIPTokenizer, leg: Leg, state: Path, s
             say(f"  step {step + 1:5d} of {leg.steps}  loss {sum(losses) / len(losses):.3f}")
             losses.clear()
         if time.monotonic() - saved >= every:
-            keep(clip, optimizer, step + 1, state)
+            keep(clip, optimizer, step + 1, state, mark_of_leg)
             saved = time.monotonic()
     clip.eval()
 
@@ -100,18 +105,29 @@ def contrast(logits: Tensor, which: Tensor) -> Tensor:
     return (functional.cross_entropy(logits, which) - spread) / 2
 
 
-def keep(clip: CLIPModel, optimizer: torch.optim.Optimizer, step: int, state: Path) -> None:
+def fingerprint(clip: CLIPModel, leg: Leg) -> str:
+    """Says which leg this is, and from which weights it began."""
+    digest = hashlib.sha256(repr((leg.number, leg.passes, leg.batch, leg.peak, leg.captions)).encode())
+    for value in (leg.pictures, *clip.state_dict().values()):
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def keep(clip: CLIPModel, optimizer: torch.optim.Optimizer, step: int, state: Path, mark: str) -> None:
     """Write everything that going on after `step` steps needs."""
     draft = state.with_suffix(".part")
-    torch.save({"step": step, "model": clip.state_dict(), "optimizer": optimizer.state_dict()}, draft)
+    kept = {"mark": mark, "step": step, "model": clip.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(kept, draft)
     draft.replace(state)
 
 
-def resume(clip: CLIPModel, optimizer: torch.optim.Optimizer, state: Path) -> int:
+def resume(clip: CLIPModel, optimizer: torch.optim.Optimizer, state: Path, mark: str) -> int:
     """Load what `keep` wrote, in place; return the step to go on with, 0 without a file."""
     if not state.exists():
         return 0
     kept = torch.load(state, weights_only=True)
+    if kept["mark"] != mark:
+        raise ValueError(f"{state}: is of another leg, or began from other weights; delete it to begin this leg anew")
     clip.load_state_dict(kept["model"])
     optimizer.load_state_dict(kept["optimizer"])
     return int(kept["step"])

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 
@@ -17,13 +16,14 @@ import yaml
 from PIL import Image
 from safetensors import safe_open
 
-from clipfuse.tiny import WEIGHTS, glyphs, materialise
-from clipfuse.tiny.suite import SUITE, write_split
+from clipfuse.errors import OutputError
+from clipfuse.tiny import WEIGHTS, digits, glyphs, housenumbers, materialise, signs
+from clipfuse.tiny.suite import SUITE, VERSION
 from clipfuse.tiny.task import SPLITS, TinyTask
 
 PIXELS = {
-    "tiny-scenes": "357f0e988eec7fe9f3bed8278c1de375b3f003d7f3ceff0a5f4f5fa1e752cb1b",
-    "tiny-vehicles": "ff2129151221a6afd2cc03e6c6a9b61c837cc3371b86de2e934db2795ce722e9",
+    "tiny-scenes": "e5ba11cacf666c3b5a1bb7b03a96e3491b8ad43eb90eb4b9c8aefd95d30c10fc",
+    "tiny-vehicles": "70df91e805df5dd9e7ff407d9445d771215d6fa4eb81e36ff6459be290716749",
     "tiny-aerial": "74161ffbbad3f7e77696241e963d98e08d829275771a1cb541855455d3b50cb9",
     "tiny-landcover": "6d10f02b854cacdee45d627cae3d8e261e1ddca8b0b9d712eeea57a9664d49ee",
     "tiny-housenumbers": "492c7c58cb3119efbb9efcd2d0e55251435c1a02f5800fc11041cb949bb8e916",
@@ -65,7 +65,7 @@ def test_written_twice_is_the_same(suite: Path, tmp_path: Path) -> None:
 def test_two_writers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both = Barrier(2)
 
-    def draw(task: TinyTask, folder: Path) -> TinyTask:
+    def draw(task: TinyTask, folder: Path, running: list) -> TinyTask:
         (folder / task.name).mkdir()
         (folder / task.name / "picture").write_text("drawn")
         both.wait(timeout=10)
@@ -79,17 +79,43 @@ def test_two_writers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_interrupted_drawing_leaves_nothing_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def draw(task: TinyTask, folder: Path) -> TinyTask:
-        write_split(replace(task, examples=lambda split: list(task.examples(split))[:3]), "val", folder / task.name)
+    started = []
+
+    def stop(draft: Path, target: Path) -> None:
         raise KeyboardInterrupt
 
+    class Popen(subprocess.Popen):
+        def __init__(self, *words, **settings) -> None:
+            super().__init__(*words, **settings)
+            started.append(self)
+
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("clipfuse.tiny.suite.draw", draw)
-        materialise(tmp_path, ["tiny-digits"])
-    assert not [path for path in tmp_path.rglob("*") if path.suffix == ".png"]
+        patch.setattr("clipfuse.tiny.suite.move_in", stop)
+        patch.setattr("subprocess.Popen", Popen)
+        materialise(tmp_path, ["tiny-digits", "tiny-scenes", "tiny-aerial", "tiny-textures"])
+    assert started
+    assert all(process.poll() is not None for process in started), "a process goes on drawing"
+    assert {path.suffix for path in (tmp_path / f"tiny-{VERSION}").iterdir()} == {".yaml"}
     told = []
-    folder = materialise(tmp_path, ["tiny-digits"], told.append)
+    folder = materialise(tmp_path, iter(["tiny-digits"]), told.append)
     assert sum(told) == len(list((folder / "tiny-digits").rglob("*.png"))) == 1797
+
+
+def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match="cannot be written"):
+        materialise(tmp_path / "file", ["tiny-digits"])
+    monkeypatch.setattr("clipfuse.tiny.suite.sys.path", [])
+    monkeypatch.setenv("PYTHONHOME", str(tmp_path))
+    with pytest.raises(OutputError, match="tiny-digits: "):
+        materialise(tmp_path, ["tiny-digits"])
+
+
+def test_many_threads_may_ask_at_once(tmp_path: Path) -> None:
+    for number in range(20):
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(materialise, [tmp_path / str(number)] * 8, [()] * 8))
+        assert sorted(path.stem for path in (tmp_path / str(number)).rglob("*.yaml")) == sorted(NAMES)
 
 
 def test_is_written_once(suite: Path) -> None:
@@ -122,11 +148,29 @@ def test_numbers_of_pictures(suite: Path, name: str) -> None:
     assert 6 <= len(counts[0]) <= 20
 
 
-def test_unseen_typefaces_in_the_test_split() -> None:
+def test_the_test_split_has_typefaces_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bytes_of(sort: str) -> set[bytes]:
+        return {digit.tobytes() for face in glyphs.faces()[sort] for digit in face}
+
+    assert len(glyphs.faces()["seen"]) > 2 * len(glyphs.faces()["held out"]) > 40
+    assert len(bytes_of("held out") & bytes_of("seen")) < 5, "hardly a digit looks the same in two faces"
+    for task in (housenumbers, signs):
+        for split, other in (("train", "held out"), ("val", "held out"), ("test", "seen")):
+            with monkeypatch.context() as patch:
+                patch.setitem(glyphs.faces(), other, ())
+                assert next(iter(reversed(list(task.TASK.examples(split))[-3:])))
+
+
+def test_every_typeface_is_named() -> None:
     index = json.loads(glyphs.ATLAS.with_suffix(".json").read_text(encoding="utf-8"))
-    seen, held_out = (len(glyphs.faces()[sort]) for sort in ("seen", "held out"))
-    assert seen + held_out == len(index)
-    assert seen > 2 * held_out > 20
+    text = (glyphs.ATLAS.parent / "TYPEFACES.txt").read_text(encoding="utf-8")
+    named = {line.split(": ")[0] for line in text.splitlines()[3:]}
+    assert named == {face["family"] for face in index}
+
+
+def test_no_scan_is_in_two_splits() -> None:
+    rows = [row for split in SPLITS for row in digits.ROWS[split]]
+    assert sorted(rows) == list(range(1797))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -154,6 +198,17 @@ def test_weights_are_halves_under_classic_names(name: str) -> None:
     assert name == "base" or vision == names
     config = json.loads((WEIGHTS / name / "config.json").read_text(encoding="utf-8"))
     assert config["architectures"] == ["CLIPModel" if name == "base" else "CLIPVisionModel"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_experts_began_from_the_base(name: str) -> None:
+    def weights(folder: str) -> dict[str, np.ndarray]:
+        with safe_open(WEIGHTS / folder / "model.safetensors", framework="numpy") as file:
+            return {key: file.get_tensor(key).astype(float) for key in file.keys() if key.startswith("vision_model.")}  # noqa: SIM118
+
+    base, expert = weights("base"), weights(name)
+    moved = sum(np.sum((expert[key] - base[key]) ** 2) for key in base)
+    assert 0 < moved < 0.1**2 * sum(np.sum(value**2) for value in base.values())
 
 
 def test_experts_have_the_shape_of_the_base() -> None:

@@ -14,9 +14,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from clipfuse.cores import available_cores
 from clipfuse.data.preprocess import Preprocess
 from clipfuse.errors import TaskError, unknown
-from clipfuse.pool.view import available_cores
 from clipfuse.shapes import Int, UInt8
 from clipfuse.tasks import Task
 

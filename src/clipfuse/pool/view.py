@@ -1,6 +1,5 @@
 """A pool as rules see it: slice by slice, on many threads, through the edits, always in the same blocks."""
 
-import os
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clipfuse.checkpoints.safetensors_file import TensorSpec
+from clipfuse.cores import available_cores
 from clipfuse.pool.leaf import Leaf
 from clipfuse.pool.model_pool import ModelPool
 
@@ -41,7 +41,7 @@ class PoolView:
     grain: Grain = "element"
     """The coarsest grain of the edits; nothing is cut finer than this."""
     seed: int = 0
-    threads: int = field(default_factory=lambda: available_cores())
+    threads: int = field(default_factory=available_cores)
     progress: Progress | None = None
 
     @property
@@ -135,11 +135,6 @@ def slices(specs: dict[str, TensorSpec], grain: Grain, head: int = SLICE) -> Ite
                 yield name, start, min(start + head, spec.numel)
         else:
             yield name, 0, None
-
-
-def available_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

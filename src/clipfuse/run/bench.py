@@ -102,7 +102,7 @@ def tiny_folder() -> Path:
 
 def is_tiny(task: Task) -> bool:
     """Whether the task is one of the offline suite, whose pictures appear when they are needed."""
-    return task.folder is not None and Path(task.folder).parent == tiny_folder()
+    return task.name in {known.name for known in SUITE} and Path(str(task.folder)).parent == tiny_folder()
 
 
 def draw_tiny(tasks: Sequence[Task], stage: Stage = silent) -> None:

@@ -5,7 +5,17 @@ from pathlib import Path
 
 from clipfuse.tiny.suite import SUITE, write_task
 
-folder, *names = sys.argv[1:]
-for task in SUITE:
-    if task.name in names:
-        write_task(task, Path(folder))
+
+def main() -> None:
+    """Draw what the command line names."""
+    folder, *names = sys.argv[1:]
+    tasks = {task.name: task for task in SUITE}
+    for name in names:
+        write_task(tasks[name], Path(folder))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -37,10 +37,12 @@ def sprites() -> dict[str, tuple[Image.Image, ...]]:
 
 def tinted(art: Image.Image, random: Generator, spread: float) -> Image.Image:
     """The same thing in another light: colours mixed and scaled a little, `spread` of 0 to about 0.4."""
-    pixels = np.asarray(art, np.float32)
-    mixing = np.eye(3, dtype=np.float32) + random.normal(0, spread, (3, 3)).astype(np.float32) / 2
+    pixels = np.asarray(art, np.float64)
+    mixing = np.eye(3) + random.normal(0, spread / 2, (3, 3))
     mixing *= 1 + random.normal(0, spread / 2)
-    colour = np.clip(pixels[..., :3] @ mixing, 0, 255)
+    # Not a matrix product: those round differently from one machine to the next.
+    mixed = sum(pixels[..., i : i + 1] * mixing[i] for i in range(3))
+    colour = np.rint(np.clip(mixed, 0, 255))
     return Image.fromarray(np.concatenate([colour, pixels[..., 3:]], axis=2).astype(np.uint8))
 
 

@@ -6,12 +6,14 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
 
+from clipfuse.cores import available_cores
+from clipfuse.errors import OutputError
 from clipfuse.tiny import aerial, digits, housenumbers, landcover, scenes, signs, textures, vehicles
 from clipfuse.tiny.task import SPLITS, TinyTask
 
@@ -51,27 +53,49 @@ def materialise(
         cache: Where the folder belongs.
         names: Tasks to draw; all of them if None. Other names are ignored.
         progress: Told how many pictures have been written since the last call.
+
+    Raises:
+        OutputError: the folder cannot be written.
     """
-    target = Path(cache) / f"tiny-{VERSION}"
-    target.mkdir(parents=True, exist_ok=True)
-    for task in SUITE:
-        write_whole(target / f"{task.name}.yaml", task_file(task))
-    wanted = [task for task in SUITE if names is None or task.name in names]
-    missing = [task for task in wanted if not (target / task.name).is_dir()]
-    if not missing:
-        return target
-    with tempfile.TemporaryDirectory(dir=target, prefix=".draft-") as draft, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for task in pool.map(lambda task: draw(task, Path(draft)), missing):
-            move_in(Path(draft) / task.name, target / task.name)
-            progress(sum(task.counts().values()))
+    target = Path(cache).absolute() / f"tiny-{VERSION}"
+    wanted = {task.name for task in SUITE} if names is None else set(names)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for task in SUITE:
+            write_whole(target / f"{task.name}.yaml", task_file(task))
+        missing = [task for task in SUITE if task.name in wanted and not (target / task.name).is_dir()]
+        if missing:
+            with tempfile.TemporaryDirectory(dir=target, prefix=".draft-") as draft:
+                draw_all(missing, Path(draft), target, progress)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from None
     return target
 
 
-def draw(task: TinyTask, folder: Path) -> TinyTask:
-    """Write one task's pictures into `folder`, in a process of its own; return the task."""
+def draw_all(tasks: Sequence[TinyTask], draft: Path, target: Path, progress: Callable[[int], None]) -> None:
+    """Draw tasks in `draft`, as many at a time as there are cores; move each into `target` when it is complete."""
+    running: list[subprocess.Popen[str]] = []
+    pool = ThreadPoolExecutor(available_cores())
+    try:
+        for task in pool.map(lambda task: draw(task, draft, running), tasks):
+            move_in(draft / task.name, target / task.name)
+            progress(sum(task.counts().values()))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in running:
+            process.kill()
+        pool.shutdown()
+
+
+def draw(task: TinyTask, folder: Path, running: list[subprocess.Popen[str]]) -> TinyTask:
+    """Write one task's pictures into `folder`, in a process that is added to `running`; return the task."""
     places = os.pathsep.join(path for path in sys.path if path)
-    words = [sys.executable, "-m", "clipfuse.tiny", folder, task.name]
-    subprocess.run(words, check=True, env={**os.environ, "PYTHONPATH": places})
+    words = [sys.executable, "-P", "-m", "clipfuse.tiny", str(folder), task.name]
+    process = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": places}, stderr=subprocess.PIPE, text=True)
+    running.append(process)
+    _, said = process.communicate()
+    if process.returncode:
+        raise OSError(f"{task.name}: {said.strip().splitlines()[-1] if said.strip() else 'the drawing was stopped'}")
     return task
 
 
@@ -86,10 +110,13 @@ def move_in(draft: Path, target: Path) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a small file that nobody ever sees half written; one that is there stays."""
-    if not path.exists():
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
+    if path.exists():
+        return
+    number, draft = tempfile.mkstemp(dir=path.parent, prefix=".draft-")
+    with os.fdopen(number, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(draft, 0o644)
+    os.replace(draft, path)
 
 
 def write_task(task: TinyTask, folder: Path) -> None:
