@@ -49,7 +49,7 @@ HISTORY = LOGS / "legs.json"
 
 VOCABULARY = 2500
 PICTURES, PASSES, BATCH, PEAK = 300_000, 4, 256, 1.5e-3
-EPOCHS, RATE = 16, 3e-5
+STEPS, RATE = 800, 3e-5
 
 
 class Log:
@@ -157,14 +157,14 @@ def accuracy(clip: CLIPModel, tokenizer: CLIPTokenizer, task: TinyTask, split: s
 def make_experts(seed: int, into: Path) -> None:
     """Fine-tune the shipped base once per task, and write one vision encoder each into `into`."""
     say = Log(LOGS / f"experts-{seed}.txt", fresh=True)
-    say(f"seed {seed}, {EPOCHS} epochs at {RATE:g}, from the base {digest(WEIGHTS / 'base')}")
+    say(f"seed {seed}, {STEPS} steps at {RATE:g}, from the base {digest(WEIGHTS / 'base')}")
     clip, tokenizer = load(WEIGHTS / "base")
     start = vision_weights(clip)
     for number, task in enumerate(SUITE):
         set_vision_weights(clip, start)
         before = accuracy(clip, tokenizer, task, "val")
         head = zero_shot_head(clip, tokenizer, task)
-        loss = finetune(clip, head, *split_tensors(task, "train"), EPOCHS, RATE, (seed, number))
+        loss = finetune(clip, head, *split_tensors(task, "train"), STEPS, RATE, (seed, number))
         after = accuracy(clip, tokenizer, task, "val")
         say(f"{task.name}: train loss {loss:.3f}, val {100 * before:.1f} -> {100 * after:.1f}")
         with tempfile.TemporaryDirectory(dir=into, prefix=".") as scratch:

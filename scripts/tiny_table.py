@@ -32,7 +32,7 @@ from clipfuse.tiny.suite import SUITE, WEIGHTS
 
 SEEDS = (0, 1, 2)
 SCRATCH = Path(__file__).parents[1] / ".tiny"
-LAMBDAS = [0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5]
+LAMBDAS = [0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5]
 AVERAGE, TSV = "simple average", "TSV-M (prototype)"
 METHODS: list[tuple[str, dict[str, Any], list[str]]] = [
     (AVERAGE, {"name": "simple_average"}, []),

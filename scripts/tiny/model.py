@@ -15,7 +15,7 @@ PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 WIDTH, PROJECTED = 128, 128
 LOGIT_SCALE = 50.0
-"""Fixed. High, like CLIP's 100, so that small moves of the features count and fine-tuning stays near the base."""
+"""Fixed, and high as CLIP's 100 is: a small move of the features changes the logits much."""
 
 POSITIONS = 32
 """Longest text, in tokens."""

@@ -1,8 +1,9 @@
 """Pre-training of the whole model on captions; fine-tuning of its vision encoder on one task."""
 
 import hashlib
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -144,15 +145,15 @@ def finetune(
     head: Tensor,
     pictures: Tensor,
     labels: Tensor,
-    epochs: int,
+    steps: int,
     rate: float,
     seed: tuple[int, ...],
     batch: int = 32,
 ) -> float:
-    """Train the vision encoder in place against a frozen zero-shot head (classes, 128); return the last epoch's loss.
+    """Train the vision encoder in place against a frozen head (classes, 128); return the last pass's mean loss.
 
-    Cross-entropy, Adam at a fixed rate, no weight decay, pictures moved and lit as in pre-training. Text encoder,
-    projections and logit scale stay as they are.
+    Cross-entropy, Adam at a fixed rate for a number of steps, no weight decay, pictures moved and lit as in
+    pre-training. Text encoder, projections and logit scale stay as they are.
     """
     for value in clip.parameters():
         value.requires_grad_(False)
@@ -162,16 +163,22 @@ def finetune(
     optimizer = torch.optim.Adam(moving, rate)
     scale = clip.logit_scale.exp().item()
     clip.train()
-    total = 0.0
-    for epoch in range(epochs):
-        random = seeded(*seed, epoch)
-        total = 0.0
-        for chosen in torch.randperm(len(pictures), generator=random).split(batch):
-            logits = scale * image_features(clip, jittered(as_pixels(pictures[chosen]), random)) @ head.T
-            loss = functional.cross_entropy(logits, labels[chosen])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.item() * len(chosen)
+    losses: list[float] = []
+    for chosen, random in itertools.islice(batches(len(pictures), batch, seed), steps):
+        logits = scale * image_features(clip, jittered(as_pixels(pictures[chosen]), random)) @ head.T
+        loss = functional.cross_entropy(logits, labels[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
     clip.eval()
-    return total / len(pictures)
+    last = losses[-len(pictures) // batch :]
+    return sum(last) / len(last)
+
+
+def batches(count: int, batch: int, seed: tuple[int, ...]) -> Iterator[tuple[Tensor, torch.Generator]]:
+    """Batches of indices for ever, every pass in an order of its own, each with the pass's random numbers."""
+    for number in itertools.count():
+        random = seeded(*seed, number)
+        for chosen in torch.randperm(count, generator=random).split(batch):
+            yield chosen, random
