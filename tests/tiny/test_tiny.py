@@ -18,8 +18,8 @@ from safetensors import safe_open
 
 from clipfuse.errors import OutputError
 from clipfuse.tiny import WEIGHTS, digits, glyphs, housenumbers, materialise, signs
-from clipfuse.tiny.suite import SUITE, VERSION
-from clipfuse.tiny.task import SPLITS, TinyTask
+from clipfuse.tiny.suite import SUITE, VERSION, Job
+from clipfuse.tiny.task import SPLITS
 
 PIXELS = {
     "tiny-scenes": "e5ba11cacf666c3b5a1bb7b03a96e3491b8ad43eb90eb4b9c8aefd95d30c10fc",
@@ -65,11 +65,12 @@ def test_written_twice_is_the_same(suite: Path, tmp_path: Path) -> None:
 def test_two_writers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both = Barrier(2)
 
-    def draw(task: TinyTask, folder: Path, running: list) -> TinyTask:
-        (folder / task.name).mkdir()
-        (folder / task.name / "picture").write_text("drawn")
+    def draw(job: Job, folder: Path, running: list) -> Job:
+        for split in job[1]:
+            (folder / job[0].name / split).mkdir(parents=True)
+            (folder / job[0].name / split / "picture").write_text("drawn")
         both.wait(timeout=10)
-        return task
+        return job
 
     monkeypatch.setattr("clipfuse.tiny.suite.draw", draw)
     with ThreadPoolExecutor(2) as pool:
@@ -97,7 +98,9 @@ def test_an_interrupted_drawing_leaves_nothing_half(tmp_path: Path, monkeypatch:
     assert all(process.poll() is not None for process in started), "a process goes on drawing"
     assert {path.suffix for path in (tmp_path / f"tiny-{VERSION}").iterdir()} == {".yaml"}
     told = []
-    folder = materialise(tmp_path, iter(["tiny-digits"]), told.append)
+    folder = materialise(tmp_path, iter(["tiny-digits"]), ["val"], told.append)
+    assert sum(told) == len(list((folder / "tiny-digits").rglob("*.png"))) == 250
+    materialise(tmp_path, ["tiny-digits"], progress=told.append)
     assert sum(told) == len(list((folder / "tiny-digits").rglob("*.png"))) == 1797
 
 

@@ -20,7 +20,8 @@ from clipfuse.run.config import MeasureConfig
 from clipfuse.run.progress import Stage, silent
 from clipfuse.tasks import Task, TaskPoolConfig, catalog, find_task, fold, read_task
 from clipfuse.tiny import materialise
-from clipfuse.tiny.suite import SUITE
+from clipfuse.tiny.suite import SUITE, lacking
+from clipfuse.tiny.task import SPLITS
 
 
 @dataclass(frozen=True)
@@ -105,13 +106,13 @@ def is_tiny(task: Task) -> bool:
     return task.name in {known.name for known in SUITE} and Path(str(task.folder)).parent == tiny_folder()
 
 
-def draw_tiny(tasks: Sequence[Task], stage: Stage = silent) -> None:
+def draw_tiny(tasks: Sequence[Task], splits: Sequence[str], stage: Stage = silent) -> None:
     """Draw the pictures of those tasks that are of the offline suite, unless the cache has them."""
-    missing = {task.name for task in tasks if is_tiny(task) and not Path(str(task.folder)).is_dir()}
-    if missing:
-        images = sum(sum(task.counts().values()) for task in SUITE if task.name in missing)
-        with stage("draw the tiny suite, once", images, "img") as told:
-            materialise(cache_folder("tiny"), missing, told)
+    names = {task.name for task in tasks if is_tiny(task)}
+    counts = [task.counts()[s] for task in SUITE if task.name in names for s in lacking(task, splits, tiny_folder())]
+    if counts:
+        with stage("draw the tiny suite, once", sum(counts), "img") as told:
+            materialise(cache_folder("tiny"), names, splits, told)
 
 
 def open_bench(
@@ -124,7 +125,7 @@ def open_bench(
 ) -> Bench:
     """Open the splits first (they fail soonest), then the base, then encode the prompts."""
     device = as_device(config.device)
-    draw_tiny(tasks, stage)
+    draw_tiny(tasks, [name for name in splits if name in SPLITS], stage)
     opened = {name: tuple(open_split(task, name, config.limit, config.seed) for task in tasks) for name in splits}
     clip = open_base(base)
     preprocess = read_preprocess(clip.folder)

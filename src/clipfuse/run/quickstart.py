@@ -15,7 +15,7 @@ from clipfuse.run.pipeline import choose
 from clipfuse.run.progress import Stage, silent
 from clipfuse.tasks import TaskPoolConfig
 
-LAMBDAS = [0.2, 0.3, 0.4, 0.6, 0.8]
+LAMBDAS = [0.2, 0.3, 0.4, 0.6]
 """Values of λ that the val split chooses from."""
 
 BATCH = 32

@@ -1,17 +1,17 @@
-"""`python -m clipfuse.tiny FOLDER TASK...` draws tasks of the suite into a folder."""
+"""`python -m clipfuse.tiny FOLDER TASK SPLIT...` draws splits of a task into `FOLDER/TASK`."""
 
 import sys
 from pathlib import Path
 
-from clipfuse.tiny.suite import SUITE, write_task
+from clipfuse.tiny.suite import SUITE, write_split
 
 
 def main() -> None:
     """Draw what the command line names."""
-    folder, *names = sys.argv[1:]
-    tasks = {task.name: task for task in SUITE}
-    for name in names:
-        write_task(tasks[name], Path(folder))
+    folder, name, *splits = sys.argv[1:]
+    task = next(task for task in SUITE if task.name == name)
+    for split in splits:
+        write_split(task, split, Path(folder) / name / split)
 
 
 if __name__ == "__main__":

@@ -41,17 +41,21 @@ NOTE = (
 
 
 def materialise(
-    cache: Path, names: Iterable[str] | None = None, progress: Callable[[int], None] = lambda count: None
+    cache: Path,
+    names: Iterable[str] | None = None,
+    splits: Sequence[str] = SPLITS,
+    progress: Callable[[int], None] = lambda count: None,
 ) -> Path:
     """Write the suite below `cache` as far as it is not there, and return its folder.
 
-    The folder `tiny-<version>/` holds `<task>.yaml` for every task and, for the tasks that were asked for, the
-    pictures `<task>/<split>/<class name>/00000.png`, ... What appears there is complete, also when two processes do
+    The folder `tiny-<version>/` holds `<task>.yaml` for every task and, for the tasks and splits that were asked for,
+    the pictures `<task>/<split>/<class name>/00000.png`, ... What appears there is complete, also when two processes do
     this at the same time or one is interrupted. Each task is drawn in a process of its own, on all cores.
 
     Args:
         cache: Where the folder belongs.
         names: Tasks to draw; all of them if None. Other names are ignored.
+        splits: Which splits of them.
         progress: Told how many pictures have been written since the last call.
 
     Raises:
@@ -63,7 +67,8 @@ def materialise(
         target.mkdir(parents=True, exist_ok=True)
         for task in SUITE:
             write_whole(target / f"{task.name}.yaml", task_file(task))
-        missing = [task for task in SUITE if task.name in wanted and not (target / task.name).is_dir()]
+        missing = [(task, lacking(task, splits, target)) for task in SUITE if task.name in wanted]
+        missing = [(task, lacks) for task, lacks in missing if lacks]
         if missing:
             with tempfile.TemporaryDirectory(dir=target, prefix=".draft-") as draft:
                 draw_all(missing, Path(draft), target, progress)
@@ -72,14 +77,24 @@ def materialise(
     return target
 
 
-def draw_all(tasks: Sequence[TinyTask], draft: Path, target: Path, progress: Callable[[int], None]) -> None:
-    """Draw tasks in `draft`, as many at a time as there are cores; move each into `target` when it is complete."""
+Job = tuple[TinyTask, Sequence[str]]
+"""A task, and those of its splits that are to be drawn."""
+
+
+def lacking(task: TinyTask, splits: Sequence[str], folder: Path) -> list[str]:
+    """Those of the splits that a folder of the suite does not have."""
+    return [split for split in splits if not (folder / task.name / split).is_dir()]
+
+
+def draw_all(jobs: Sequence[Job], draft: Path, target: Path, progress: Callable[[int], None]) -> None:
+    """Draw in `draft`, as many tasks at a time as there are cores; move each into `target` when it is complete."""
     running: list[subprocess.Popen[str]] = []
     pool = ThreadPoolExecutor(available_cores())
     try:
-        for task in pool.map(lambda task: draw(task, draft, running), tasks):
-            move_in(draft / task.name, target / task.name)
-            progress(sum(task.counts().values()))
+        for task, splits in pool.map(lambda job: draw(job, draft, running), jobs):
+            for split in splits:
+                move_in(draft / task.name / split, target / task.name / split)
+            progress(sum(task.counts()[split] for split in splits))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in running:
@@ -87,20 +102,22 @@ def draw_all(tasks: Sequence[TinyTask], draft: Path, target: Path, progress: Cal
         pool.shutdown()
 
 
-def draw(task: TinyTask, folder: Path, running: list[subprocess.Popen[str]]) -> TinyTask:
-    """Write one task's pictures into `folder`, in a process that is added to `running`; return the task."""
+def draw(job: Job, folder: Path, running: list[subprocess.Popen[str]]) -> Job:
+    """Write pictures into `folder`, in a process that is added to `running`; return the job."""
+    task, splits = job
     places = os.pathsep.join(path for path in sys.path if path)
-    words = [sys.executable, "-P", "-m", "clipfuse.tiny", str(folder), task.name]
+    words = [sys.executable, "-P", "-m", "clipfuse.tiny", str(folder), task.name, *splits]
     process = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": places}, stderr=subprocess.PIPE, text=True)
     running.append(process)
     _, said = process.communicate()
     if process.returncode:
         raise OSError(f"{task.name}: {said.strip().splitlines()[-1] if said.strip() else 'the drawing was stopped'}")
-    return task
+    return job
 
 
 def move_in(draft: Path, target: Path) -> None:
     """Rename a folder into its place, unless another process was first: its content is the same."""
+    target.parent.mkdir(exist_ok=True)
     try:
         os.rename(draft, target)
     except OSError:
@@ -117,12 +134,6 @@ def write_whole(path: Path, text: str) -> None:
         file.write(text)
     os.chmod(draft, 0o644)
     os.replace(draft, path)
-
-
-def write_task(task: TinyTask, folder: Path) -> None:
-    """Write the pictures of every split into `folder/<task>`."""
-    for split in SPLITS:
-        write_split(task, split, folder / task.name / split)
 
 
 def write_split(task: TinyTask, split: str, folder: Path) -> None:
