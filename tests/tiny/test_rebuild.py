@@ -40,7 +40,7 @@ def test_an_expert_trained_twice_is_the_same(tmp_path: Path) -> None:
         python(
             "import make_tiny; from pathlib import Path; make_tiny.STEPS = 20\n"
             "make_tiny.SUITE = tuple(task for task in make_tiny.SUITE if task.name == 'tiny-digits')\n"
-            "(folder := Path(sys.argv[1])).mkdir(); make_tiny.make_experts(0, folder)\n",
+            "(folder := Path(sys.argv[1])).mkdir(); make_tiny.LOGS = folder; make_tiny.make_experts(0, folder)\n",
             tmp_path / name,
         )
     first, second = (tmp_path / name / "tiny-digits/model.safetensors" for name in ("first", "second"))
