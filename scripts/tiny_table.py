@@ -20,7 +20,7 @@ from tiny.prototype_tsv import write_tsv
 from clipfuse.config import parse
 from clipfuse.config.presets import load_preset
 from clipfuse.evaluate import Candidate
-from clipfuse.fusion.registry import configure
+from clipfuse.fusion.chain import configure
 from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
 from clipfuse.run.bench import Bench, find_tasks, open_bench
 from clipfuse.run.config import MeasureConfig

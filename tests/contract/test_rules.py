@@ -10,8 +10,9 @@ from torch import Tensor
 
 import clipfuse
 import clipfuse.fusion  # registers the rules
+from clipfuse.fusion.chain import Chain, configure
 from clipfuse.fusion.engine import Prepared, merged_leaf, prepare
-from clipfuse.fusion.registry import EDITS, FINISHES, METHODS, TABLES, Chain, Rule, configure
+from clipfuse.fusion.registry import EDITS, FINISHES, METHODS, TABLES, Rule
 from clipfuse.pool import ModelPool, pool_from_memory
 
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -10,9 +10,10 @@ from torch import Tensor
 
 import clipfuse
 from clipfuse.errors import ClipfuseError, ConfigError, ModelError, PoolError
+from clipfuse.fusion.chain import Chain, configure
 from clipfuse.fusion.engine import TensorSink
 from clipfuse.fusion.merge import sweep
-from clipfuse.fusion.registry import METHODS, Chain, configure
+from clipfuse.fusion.registry import METHODS
 from clipfuse.pool import pool_from_memory
 
 Models = dict[str, dict[str, Tensor]]

@@ -25,9 +25,10 @@ def listing(what: What) -> list[dict[str, Any]]:
     """Names with a line about each."""
     if what in ("methods", "edits", "finishes"):
         import clipfuse.fusion  # noqa: F401  registers the rules
-        from clipfuse.fusion.registry import TABLES
+        from clipfuse.fusion.registry import TABLES, Kind
 
-        rules = TABLES[{"methods": "method", "edits": "edit", "finishes": "finish"}[what]]
+        kinds: dict[str, Kind] = {"methods": "method", "edits": "edit", "finishes": "finish"}
+        rules = TABLES[kinds[what]]
         return [{"name": name, "about": rule.summary, "formula": rule.formula} for name, rule in rules.items()]
     if what == "tasks":
         from clipfuse.run.bench import all_tasks

@@ -15,8 +15,8 @@ def command(given: Given, words: Words = None, as_json: Json = False) -> None:
     method, modelpool = need(tree, "method", "task_arithmetic"), need(tree, "modelpool", "clip-vit-base-patch32_TA8")
     if not tree.get("out"):
         raise ConfigError("--out: is required, as in --out merged/")
+    from clipfuse.fusion.chain import configure
     from clipfuse.fusion.merge import merge
-    from clipfuse.fusion.registry import configure
     from clipfuse.pool import HuggingFaceClipVisionPool
 
     chain = configure(method, tree.get("edits", ()), tree.get("finishes", ()), tree.get("seed", 0))

@@ -15,7 +15,7 @@ from torch import Tensor
 from clipfuse.checkpoints.safetensors_file import TensorSpec
 from clipfuse.cores import available_cores
 from clipfuse.errors import ConfigError, PoolError
-from clipfuse.fusion.registry import Chain, Step
+from clipfuse.fusion.chain import Chain, Step
 from clipfuse.pool import Leaf, ModelPool, PoolView
 from clipfuse.pool.view import Grain, Progress, coarsest
 

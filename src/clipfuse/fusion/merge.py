@@ -14,9 +14,9 @@ from clipfuse.checkpoints.names import hub_name
 from clipfuse.checkpoints.safetensors_file import TensorSpec
 from clipfuse.checkpoints.writer import SafetensorsWriter, check_output, new_folder
 from clipfuse.errors import ConfigError, ModelError, PoolError
+from clipfuse.fusion.chain import Chain, configure
 from clipfuse.fusion.engine import Prepared, Sink, TensorSink, prepare, run, run_scaled, run_unscaled
 from clipfuse.fusion.merged import NO_GEOMETRY, SCHEMA, Merged, hub_writer, load, write_description
-from clipfuse.fusion.registry import Chain, configure
 from clipfuse.pool import HuggingFaceClipVisionPool, ModelPool, pool_from_memory
 from clipfuse.pool.view import Progress
 from clipfuse.version import __version__

@@ -1,17 +1,20 @@
 """Names → methods, edits and finishes: the one place where a word becomes a rule."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
-from clipfuse.config import Config, parse
+from clipfuse.config import Config
 from clipfuse.errors import ConfigError, unknown
 from clipfuse.fusion.paper import Paper
-from clipfuse.pool.view import Grain, coarsest
+from clipfuse.pool.view import Grain
 
+Kind = Literal["method", "edit", "finish"]
 Uses = Literal["train_images", "train_labels", "val_images", "val_labels", "test_images"]
 Returns = Literal["delta", "weights"]
+Shape = tuple[int, ...]
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class DeltaConfig(Config):
@@ -22,10 +25,20 @@ class DeltaConfig(Config):
 
 
 @dataclass(frozen=True)
+class Norms:
+    """Euclidean norms over the whole model, float64: what `rescale` gets."""
+
+    merged: float
+    """‖Δ‖ of what the method returned."""
+    experts: tuple[float, ...]
+    """‖τ_k‖, one an expert merged so far, in order."""
+
+
+@dataclass(frozen=True)
 class Rule:
     """A registered method, edit or finish: its function, its settings, and what it needs."""
 
-    kind: Literal["method", "edit", "finish"]
+    kind: Kind
     name: str
     function: Callable[..., Any]
     config: type[Config]
@@ -37,9 +50,24 @@ class Rule:
     prepare: Callable[..., Any] | None = None
     """`(view, cfg) → state`, called once with the whole pool seen through the edits."""
     passes: int = 0
-    """Times that `prepare` reads the whole pool, as a rule."""
+    """Times that `prepare` reads the whole pool, as a rule; 0 promises that it reads no weights."""
     uses: tuple[Uses, ...] | Callable[[Any], tuple[Uses, ...]] = ()
     """What it sees besides weights."""
+    affine_in: str | None = None
+    """A setting that the result is affine in: the engine evaluates it at 0 and 1 and goes the rest of the way."""
+    continual: bool = False
+    """Whether experts arrive one at a time: the function gets leaves of what is merged so far and the next expert."""
+    rescale: Callable[[Norms], float] | None = None
+    """One global factor, applied after all leaves."""
+    memory: float = 4.0
+    """Most memory that work on a leaf takes, in sizes of its task vectors (task, *shape) as float32."""
+    work: Callable[[Shape, int, Any], float] | None = None
+    """`(shape, experts, cfg) → FLOP` for one parameter, of a rule whose cost is not that of reading."""
+
+    @property
+    def streams(self) -> bool:
+        """Whether the function is a generator `(view, cfg, run) → (name, Δ)` over the whole pool."""
+        return inspect.isgeneratorfunction(self.function)
 
     @property
     def summary(self) -> str:
@@ -55,12 +83,10 @@ class Rule:
 METHODS: dict[str, Rule] = {}
 EDITS: dict[str, Rule] = {}
 FINISHES: dict[str, Rule] = {}
-TABLES: dict[str, dict[str, Rule]] = {"method": METHODS, "edit": EDITS, "finish": FINISHES}
+TABLES: dict[Kind, dict[str, Rule]] = {"method": METHODS, "edit": EDITS, "finish": FINISHES}
 
 
-def register(
-    kind: Literal["method", "edit", "finish"], **facts: Any
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def register(kind: Kind, **facts: Any) -> Decorator:
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
         name = function.__name__
         if name in TABLES[kind]:
@@ -80,156 +106,56 @@ def method(
     prepare: Callable[..., Any] | None = None,
     passes: int = 0,
     uses: tuple[Uses, ...] | Callable[[Any], tuple[Uses, ...]] = (),
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register `(leaf, cfg[, state]) → Tensor (*shape)` under its own name: a merged task vector or merged weights."""
+    affine_in: str | None = None,
+    continual: bool = False,
+    rescale: Callable[[Norms], float] | None = None,
+    memory: float = 4.0,
+    work: Callable[[Shape, int, Any], float] | None = None,
+) -> Decorator:
+    """Register a method under its function's name.
+
+    The function is `(leaf, cfg[, state]) → Tensor (*shape)`, a merged task vector or merged weights; or a generator
+    `(view, cfg, run) → (name, Δ)` where a leaf at a time is too little. With `continual`, leaves have two task
+    vectors, what is merged so far and the next expert's, and the function returns what is merged then.
+    """
     return register(
-        "method", paper=paper, grain=grain, returns=returns, models=models, prepare=prepare, passes=passes, uses=uses
-    )
+        "method", paper=paper, grain=grain, returns=returns, models=models, prepare=prepare, passes=passes, uses=uses,
+        affine_in=affine_in, continual=continual, rescale=rescale, memory=memory, work=work,
+    )  # fmt: skip
 
 
 def edit(
-    *, paper: Paper, grain: Grain, prepare: Callable[..., Any] | None = None, passes: int = 0
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    *,
+    paper: Paper,
+    grain: Grain,
+    prepare: Callable[..., Any] | None = None,
+    passes: int = 0,
+    memory: float = 4.0,
+    work: Callable[[Shape, int, Any], float] | None = None,
+) -> Decorator:
     """Register `(leaf, cfg[, state]) → Tensor (task, *shape)` under its own name: edited task vectors."""
-    return register("edit", paper=paper, grain=grain, prepare=prepare, passes=passes)
+    return register("edit", paper=paper, grain=grain, prepare=prepare, passes=passes, memory=memory, work=work)
 
 
 def finish(
-    *, paper: Paper, grain: Grain, prepare: Callable[..., Any] | None = None, passes: int = 0
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    *,
+    paper: Paper,
+    grain: Grain,
+    prepare: Callable[..., Any] | None = None,
+    passes: int = 0,
+    memory: float = 4.0,
+    work: Callable[[Shape, int, Any], float] | None = None,
+) -> Decorator:
     """Register `(leaf, delta, cfg[, state]) → Tensor (*shape)` under its own name: a finished merged task vector.
 
     `leaf` is as it was before the edits.
     """
-    return register("finish", paper=paper, grain=grain, prepare=prepare, passes=passes)
+    return register("finish", paper=paper, grain=grain, prepare=prepare, passes=passes, memory=memory, work=work)
 
 
-@dataclass(frozen=True)
-class Step:
-    """A rule with its checked settings."""
-
-    rule: Rule
-    cfg: Any
-
-    def to_tree(self) -> dict[str, Any]:
-        """Name and settings, as in YAML."""
-        return {"name": self.rule.name, **self.cfg.model_dump(mode="json")}
-
-
-@dataclass(frozen=True)
-class Chain:
-    """Edits, one method, finishes: everything that is done to a leaf."""
-
-    method: Step
-    edits: tuple[Step, ...] = ()
-    finishes: tuple[Step, ...] = ()
-    seed: int = 0
-    scaling_factors: tuple[float, ...] = ()
-    """Values to choose from, if there is more than one; the method's own is then the first."""
-    chosen_on: tuple[Uses, ...] = ()
-    """Data that the choice of a setting has seen."""
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        return (*self.edits, self.method, *self.finishes)
-
-    @property
-    def grain(self) -> Grain:
-        """The coarsest grain of its steps."""
-        grains: list[Grain] = [step.rule.grain for step in self.steps]
-        return coarsest(*grains)
-
-    @property
-    def needs_base(self) -> bool:
-        return self.method.rule.returns == "delta" or bool(self.finishes)
-
-    @property
-    def uses(self) -> tuple[Uses, ...]:
-        """What the chain with its settings sees besides weights."""
-        seen: dict[Uses, None] = {}
-        for step in self.steps:
-            uses = step.rule.uses
-            seen |= dict.fromkeys(uses(step.cfg) if callable(uses) else uses)
-        return tuple(seen | dict.fromkeys(self.chosen_on))
-
-    @property
-    def title(self) -> str:
-        """What a table calls it: `dare + ties_merging`."""
-        return " + ".join(step.rule.name for step in self.steps)
-
-    @property
-    def passes(self) -> int:
-        """Times that the pool is read."""
-        return 1 + sum(step.rule.passes for step in self.steps)
-
-    def to_tree(self) -> dict[str, Any]:
-        """As in YAML: method, edits, finishes, seed."""
-        lists = {"edits": [s.to_tree() for s in self.edits], "finishes": [s.to_tree() for s in self.finishes]}
-        method = self.method.to_tree()
-        if self.scaling_factors:
-            method["scaling_factor"] = list(self.scaling_factors)
-        return {"method": method, **{k: v for k, v in lists.items() if v}, "seed": self.seed}
-
-    def with_scaling_factor(self, value: float, chosen_on: tuple[Uses, ...] = ()) -> "Chain":
-        """The same chain with one λ, and what its choice has seen."""
-        cfg = self.method.cfg.model_copy(update={"scaling_factor": value})
-        return replace(self, method=Step(self.method.rule, cfg), scaling_factors=(), chosen_on=chosen_on)
-
-
-def find(kind: str, name: str) -> Rule:
+def find(kind: Kind, name: str) -> Rule:
     """The rule of a name. Raises ConfigError with the nearest known name."""
     table = TABLES[kind]
     if name not in table:
         raise ConfigError(unknown(kind, str(name), table))
     return table[name]
-
-
-def step(kind: str, tree: str | Mapping[str, Any], where: str) -> Step:
-    """`"dare"` or `{"name": "dare", "drop": 0.9}` → the rule and its checked settings."""
-    tree = {"name": tree} if isinstance(tree, str) else tree
-    if not isinstance(tree, Mapping) or not isinstance(tree.get("name"), str):
-        raise ConfigError(f"{where}: takes a name, or name and settings such as {{name: {next(iter(TABLES[kind]))}}}")
-    rule = find(kind, tree["name"])
-    settings = {key: value for key, value in tree.items() if key != "name"}
-    return Step(rule, parse(rule.config, settings, where))
-
-
-def configure(
-    method: str | Mapping[str, Any],
-    edits: Sequence[str | Mapping[str, Any]] = (),
-    finishes: Sequence[str | Mapping[str, Any]] = (),
-    seed: int = 0,
-) -> Chain:
-    """Check a method with its edits and finishes. A list for `scaling_factor` gives `Chain.scaling_factors`.
-
-    Raises:
-        ConfigError: an unknown name or setting, a wrong type, or edits on a method that merges weights.
-    """
-    tree: dict[str, Any] = {"name": method} if isinstance(method, str) else dict(method)
-    factors: tuple[float, ...] = ()
-    if isinstance(tree.get("scaling_factor"), (list, tuple)):
-        found = list(tree["scaling_factor"])
-        if not found or not all(type(value) in (int, float) for value in found):
-            raise ConfigError(f"method.scaling_factor: takes a number or a list of numbers (found {found!r})")
-        factors = tuple(dict.fromkeys(float(value) for value in found))
-        tree["scaling_factor"] = factors[0]
-    fields = find("method", tree["name"]).config.model_fields if isinstance(tree.get("name"), str) else {}
-    for key, value in tree.items():
-        if isinstance(value, (list, tuple)) and key in fields and fields[key].annotation in (float, int):
-            raise ConfigError(f"method.{key}: takes one number; only scaling_factor takes a list to choose from")
-    for name, part in (("edits", edits), ("finishes", finishes)):
-        if isinstance(part, (str, Mapping)) or not isinstance(part, Sequence):
-            raise ConfigError(
-                f"{name}: takes a list, as in {name}=[{next(iter(EDITS if name == 'edits' else FINISHES))}]"
-            )
-    chosen = step("method", tree, "method")
-    chain = Chain(
-        chosen,
-        tuple(step("edit", part, f"edits.{number}") for number, part in enumerate(edits)),
-        tuple(step("finish", part, f"finishes.{number}") for number, part in enumerate(finishes)),
-        seed,
-        factors if len(factors) > 1 else (),
-    )
-    if chain.edits and chosen.rule.returns == "weights":
-        raise ConfigError(f"method.{chosen.rule.name}: merges weights, not task vectors, and takes no edits")
-    return chain

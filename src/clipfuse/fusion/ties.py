@@ -1,18 +1,15 @@
 """TIES-Merging: trim small entries, elect a sign, merge what agrees with it."""
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from clipfuse.fusion.blocks import total
+from clipfuse.fusion.election import Election, hold_election, merge_elected
 from clipfuse.fusion.paper import Paper
 from clipfuse.fusion.registry import DeltaConfig, method
 from clipfuse.pool import Leaf, PoolView
 from clipfuse.shapes import Float
-from clipfuse.stats.quantiles import kth_magnitudes
 
 TIES = Paper(
     "TIES-Merging: Resolving Interference When Merging Models",
@@ -34,22 +31,11 @@ class Ties(DeltaConfig):
     """How agreeing entries are combined: `sum` as the published figures, disjoint `mean` as in the paper."""
 
 
-@dataclass(frozen=True)
-class Election:
-    """What the whole model says: the magnitude from which an entry stays, per expert, and the majority sign."""
-
-    floors: Float[Tensor, "task"]
-    majority: float
+def call_election(view: PoolView, cfg: Ties) -> Election:
+    return hold_election(view, cfg.keep)
 
 
-def hold_election(view: PoolView, cfg: Ties) -> Election:
-    """Floors in a sample and, as a rule, one pass; the majority sign in one more, which counts elected signs."""
-    floors = kth_magnitudes(view, cfg.keep) if cfg.keep < 1 else torch.zeros(len(view.tasks))
-    ballot = sum(view.map(lambda leaf: int(total(trim(leaf.deltas, floors)).sign_().sum())))
-    return Election(floors, float((ballot > 0) - (ballot < 0)))
-
-
-@method(paper=TIES, grain="element", prepare=hold_election, passes=2)
+@method(paper=TIES, grain="element", prepare=call_election, passes=2)
 def ties_merging(leaf: Leaf, cfg: Ties, election: Election) -> Float[Tensor, "*shape"]:
     """Task arithmetic without interference (Yadav et al., 2023).
 
@@ -62,20 +48,4 @@ def ties_merging(leaf: Leaf, cfg: Ties, election: Election) -> Float[Tensor, "*s
 
     Source: algorithm 1.
     """
-    trimmed = trim(leaf.deltas, election.floors)
-    sign = total(trimmed).sign_()
-    sign[sign == 0] = election.majority
-    agreeing = trimmed.mul_(sign).clamp_min_(0)  # |entry| where the signs agree, else 0
-    merged = total(agreeing).mul_(sign)
-    return merged if cfg.merge == "sum" else merged.div_(total(agreeing.sign_()).clamp_min_(1))
-
-
-def trim(deltas: Float[Tensor, "task *shape"], floors: Float[Tensor, "task"]) -> Float[Tensor, "task *shape"]:
-    """A copy with the entries below their expert's floor set to zero."""
-    trimmed = torch.empty_like(deltas)
-    for row, out, floor in zip(deltas, trimmed, floors, strict=True):
-        if floor > 0:  # hardshrink drops up to and including its limit
-            torch.hardshrink(row, float(torch.nextafter(floor, torch.zeros(()))), out=out)
-        else:
-            out.copy_(row)
-    return trimmed
+    return merge_elected(leaf.deltas, election, cfg.merge)

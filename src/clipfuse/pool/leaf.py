@@ -62,6 +62,11 @@ class Leaf:
         """Elements of this leaf."""
         return self.stored_experts[0].numel()
 
+    @property
+    def is_matrix(self) -> bool:
+        """Whether this is a whole 2-D weight (of a Linear layer, or the position embedding), neither slice nor bias."""
+        return self.stored_experts[0].ndim == 2
+
     def with_deltas(self, deltas: Float[Tensor, "task *shape"]) -> "Leaf":
         """The same leaf with edited task vectors; what an edit or a rule sees after an edit."""
         kept = {name: value for name, value in vars(self).items() if name not in ("deltas", "experts")}

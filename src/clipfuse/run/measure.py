@@ -13,9 +13,9 @@ import torch
 
 from clipfuse.checkpoints.hashes import compute_in_background
 from clipfuse.evaluate import Candidate, Record, Score
+from clipfuse.fusion.chain import Chain
 from clipfuse.fusion.merge import Sweep, merge
 from clipfuse.fusion.merged import Merged
-from clipfuse.fusion.registry import Chain
 from clipfuse.models.encoder import VisionEncoder
 from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
 from clipfuse.run.bench import Bench

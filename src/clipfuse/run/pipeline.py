@@ -16,9 +16,9 @@ from clipfuse.config import parse
 from clipfuse.errors import ConfigError
 from clipfuse.evaluate import Record
 from clipfuse.evaluate.sweep import sweep_candidates
+from clipfuse.fusion.chain import Chain, configure
 from clipfuse.fusion.engine import check_chain
 from clipfuse.fusion.merge import as_dtype, sweep
-from clipfuse.fusion.registry import Chain, configure
 from clipfuse.models.encoder import known_base
 from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
 from clipfuse.report import Table, results_table

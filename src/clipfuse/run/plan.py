@@ -9,9 +9,9 @@ from clipfuse.checkpoints.writer import check_output, check_space
 from clipfuse.config import parse
 from clipfuse.cores import available_cores
 from clipfuse.data import open_split
+from clipfuse.fusion.chain import Chain
 from clipfuse.fusion.engine import check_chain
 from clipfuse.fusion.merge import as_dtype
-from clipfuse.fusion.registry import Chain
 from clipfuse.pool import HuggingFaceClipVisionPool
 from clipfuse.pool.view import SLICE, slices
 from clipfuse.run.bench import find_tasks, is_tiny

@@ -6,7 +6,7 @@ from typing import Any
 from clipfuse.config import parse
 from clipfuse.config.presets import load_preset
 from clipfuse.evaluate import Record
-from clipfuse.fusion.registry import configure
+from clipfuse.fusion.chain import configure
 from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
 from clipfuse.run.bench import find_tasks, open_bench
 from clipfuse.run.config import MeasureConfig

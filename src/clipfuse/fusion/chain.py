@@ -1,0 +1,133 @@
+"""Chains: edits, one method, finishes, with their checked settings: everything that is done to a leaf."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from clipfuse.config import parse
+from clipfuse.errors import ConfigError
+from clipfuse.fusion.registry import EDITS, FINISHES, TABLES, Kind, Rule, Uses, find
+from clipfuse.pool.view import Grain, coarsest
+
+
+@dataclass(frozen=True)
+class Step:
+    """A rule with its checked settings."""
+
+    rule: Rule
+    cfg: Any
+
+    def to_tree(self) -> dict[str, Any]:
+        """Name and settings, as in YAML."""
+        return {"name": self.rule.name, **self.cfg.model_dump(mode="json")}
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Edits, one method, finishes: everything that is done to a leaf."""
+
+    method: Step
+    edits: tuple[Step, ...] = ()
+    finishes: tuple[Step, ...] = ()
+    seed: int = 0
+    scaling_factors: tuple[float, ...] = ()
+    """Values to choose from, if there is more than one; the method's own is then the first."""
+    chosen_on: tuple[Uses, ...] = ()
+    """Data that the choice of a setting has seen."""
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return (*self.edits, self.method, *self.finishes)
+
+    @property
+    def grain(self) -> Grain:
+        """The coarsest grain of its steps."""
+        grains: list[Grain] = [step.rule.grain for step in self.steps]
+        return coarsest(*grains)
+
+    @property
+    def needs_base(self) -> bool:
+        return self.method.rule.returns == "delta" or bool(self.finishes)
+
+    @property
+    def uses(self) -> tuple[Uses, ...]:
+        """What the chain with its settings sees besides weights."""
+        seen: dict[Uses, None] = {}
+        for step in self.steps:
+            uses = step.rule.uses
+            seen |= dict.fromkeys(uses(step.cfg) if callable(uses) else uses)
+        return tuple(seen | dict.fromkeys(self.chosen_on))
+
+    @property
+    def title(self) -> str:
+        """What a table calls it: `dare + ties_merging`."""
+        return " + ".join(step.rule.name for step in self.steps)
+
+    @property
+    def passes(self) -> int:
+        """Times that the pool is read."""
+        return 1 + sum(step.rule.passes for step in self.steps)
+
+    def to_tree(self) -> dict[str, Any]:
+        """As in YAML: method, edits, finishes, seed."""
+        lists = {"edits": [s.to_tree() for s in self.edits], "finishes": [s.to_tree() for s in self.finishes]}
+        method = self.method.to_tree()
+        if self.scaling_factors:
+            method["scaling_factor"] = list(self.scaling_factors)
+        return {"method": method, **{k: v for k, v in lists.items() if v}, "seed": self.seed}
+
+    def with_scaling_factor(self, value: float, chosen_on: tuple[Uses, ...] = ()) -> "Chain":
+        """The same chain with one λ, and what its choice has seen."""
+        cfg = self.method.cfg.model_copy(update={"scaling_factor": value})
+        return replace(self, method=Step(self.method.rule, cfg), scaling_factors=(), chosen_on=chosen_on)
+
+
+def step(kind: Kind, tree: str | Mapping[str, Any], where: str) -> Step:
+    """`"dare"` or `{"name": "dare", "drop": 0.9}` → the rule and its checked settings."""
+    tree = {"name": tree} if isinstance(tree, str) else tree
+    if not isinstance(tree, Mapping) or not isinstance(tree.get("name"), str):
+        raise ConfigError(f"{where}: takes a name, or name and settings such as {{name: {next(iter(TABLES[kind]))}}}")
+    rule = find(kind, tree["name"])
+    settings = {key: value for key, value in tree.items() if key != "name"}
+    return Step(rule, parse(rule.config, settings, where))
+
+
+def configure(
+    method: str | Mapping[str, Any],
+    edits: Sequence[str | Mapping[str, Any]] = (),
+    finishes: Sequence[str | Mapping[str, Any]] = (),
+    seed: int = 0,
+) -> Chain:
+    """Check a method with its edits and finishes. A list for `scaling_factor` gives `Chain.scaling_factors`.
+
+    Raises:
+        ConfigError: an unknown name or setting, a wrong type, or edits on a method that merges weights.
+    """
+    tree: dict[str, Any] = {"name": method} if isinstance(method, str) else dict(method)
+    factors: tuple[float, ...] = ()
+    if isinstance(tree.get("scaling_factor"), (list, tuple)):
+        found = list(tree["scaling_factor"])
+        if not found or not all(type(value) in (int, float) for value in found):
+            raise ConfigError(f"method.scaling_factor: takes a number or a list of numbers (found {found!r})")
+        factors = tuple(dict.fromkeys(float(value) for value in found))
+        tree["scaling_factor"] = factors[0]
+    fields = find("method", tree["name"]).config.model_fields if isinstance(tree.get("name"), str) else {}
+    for key, value in tree.items():
+        if isinstance(value, (list, tuple)) and key in fields and fields[key].annotation in (float, int):
+            raise ConfigError(f"method.{key}: takes one number; only scaling_factor takes a list to choose from")
+    for name, part in (("edits", edits), ("finishes", finishes)):
+        if isinstance(part, (str, Mapping)) or not isinstance(part, Sequence):
+            raise ConfigError(
+                f"{name}: takes a list, as in {name}=[{next(iter(EDITS if name == 'edits' else FINISHES))}]"
+            )
+    chosen = step("method", tree, "method")
+    chain = Chain(
+        chosen,
+        tuple(step("edit", part, f"edits.{number}") for number, part in enumerate(edits)),
+        tuple(step("finish", part, f"finishes.{number}") for number, part in enumerate(finishes)),
+        seed,
+        factors if len(factors) > 1 else (),
+    )
+    if chain.edits and chosen.rule.returns == "weights":
+        raise ConfigError(f"method.{chosen.rule.name}: merges weights, not task vectors, and takes no edits")
+    return chain

@@ -1,0 +1,50 @@
+"""Trim, elect a sign, merge what agrees with it: the steps of TIES, which more than one rule takes."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from clipfuse.fusion.blocks import total
+from clipfuse.pool import PoolView
+from clipfuse.shapes import Float
+from clipfuse.stats.quantiles import kth_magnitudes
+
+
+@dataclass(frozen=True)
+class Election:
+    """What the whole model says: the magnitude from which an entry stays, per expert, and the majority sign."""
+
+    floors: Float[Tensor, "task"]
+    majority: float
+
+
+def hold_election(view: PoolView, keep: float) -> Election:
+    """Floors in a sample and, as a rule, one pass; the majority sign in one more, which counts elected signs."""
+    floors = kth_magnitudes(view, keep) if keep < 1 else torch.zeros(len(view.tasks))
+    ballot = sum(view.map(lambda leaf: int(total(trim(leaf.deltas, floors)).sign_().sum())))
+    return Election(floors, float((ballot > 0) - (ballot < 0)))
+
+
+def trim(deltas: Float[Tensor, "task *shape"], floors: Float[Tensor, "task"]) -> Float[Tensor, "task *shape"]:
+    """A copy with the entries below their expert's floor set to zero."""
+    trimmed = torch.empty_like(deltas)
+    for row, out, floor in zip(deltas, trimmed, floors, strict=True):
+        if floor > 0:  # hardshrink drops up to and including its limit
+            torch.hardshrink(row, float(torch.nextafter(floor, torch.zeros(()))), out=out)
+        else:
+            out.copy_(row)
+    return trimmed
+
+
+def merge_elected(
+    deltas: Float[Tensor, "task *shape"], election: Election, merge: Literal["sum", "mean"]
+) -> Float[Tensor, "*shape"]:
+    """Trim, elect sign(Σ_k trimmed τ_k) (zeros take the majority), and sum or average the entries of that sign."""
+    trimmed = trim(deltas, election.floors)
+    sign = total(trimmed).sign_()
+    sign[sign == 0] = election.majority
+    agreeing = trimmed.mul_(sign).clamp_min_(0)  # |entry| where the signs agree, else 0
+    merged = total(agreeing).mul_(sign)
+    return merged if merge == "sum" else merged.div_(total(agreeing.sign_()).clamp_min_(1))
