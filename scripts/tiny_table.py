@@ -80,7 +80,7 @@ def measure(seed: int, bench: Bench, scratch: Path) -> tuple[Right, dict[str, Ch
     jobs.append((TSV, of_tsv, configure({"name": "task_arithmetic", "scaling_factor": LAMBDAS}, [], seed=seed)))
     candidates, chosen = baseline_candidates(pool, bench, "all"), {}
     for name, models, chain in jobs:
-        choice = choose(models, bench, chain, silent) if chain.scaling_factors else Choice(chain)
+        choice = choose(models, bench, chain, silent) if chain.values else Choice(chain)
         merged = merge_choice(models, choice, silent, None, None)
         candidates.append(Candidate(name, lambda m=merged: merged_encoder(m, bench), 0, 0))
         if choice.value is not None:

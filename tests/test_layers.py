@@ -14,7 +14,7 @@ ENTRIES = {"__init__", "__main__"}
 SHARED = {"registry", "paper", "random_bits", "blocks", "election"}
 """What a rule may import of its own room."""
 
-ENGINE = {"chain", "engine", "merge", "merged", "__init__"}
+ENGINE = {"chain", "arrivals", "engine", "merge", "merged", "sinks", "streams", "__init__"}
 """What runs the rules."""
 
 

@@ -13,7 +13,7 @@ import clipfuse.fusion  # registers the rules
 from clipfuse.fusion.chain import Chain, configure
 from clipfuse.fusion.engine import Prepared, merged_leaf, prepare
 from clipfuse.fusion.registry import EDITS, FINISHES, METHODS, TABLES, Rule
-from clipfuse.pool import ModelPool, pool_from_memory
+from clipfuse.pool import ModelPool, PoolView, pool_from_memory
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "weighted_average": {"weights": {"digits": 0.5, "signs": 0.3, "roads": 0.2}},
@@ -137,7 +137,7 @@ def test_files_equal_memory(name: str, pool_yaml):
 def test_sliced_equals_whole(name: str):
     chain = chain_for(name)
     models = members(chain, random_models())
-    sliced = prepare(chain, pool_from_memory(models))
+    sliced = prepare(chain, PoolView(pool_from_memory(models)))
     for key, tensor in merged_whole(sliced).items():
         piece = merged_sliced(sliced, key)
         assert torch.equal(piece, tensor.flatten())

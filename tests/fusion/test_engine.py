@@ -11,9 +11,9 @@ from torch import Tensor
 import clipfuse
 from clipfuse.errors import ClipfuseError, ConfigError, ModelError, PoolError
 from clipfuse.fusion.chain import Chain, configure
-from clipfuse.fusion.engine import TensorSink
 from clipfuse.fusion.merge import sweep
 from clipfuse.fusion.registry import METHODS
+from clipfuse.fusion.sinks import TensorSink
 from clipfuse.pool import pool_from_memory
 
 Models = dict[str, dict[str, Tensor]]
@@ -31,10 +31,10 @@ CHAINS = {
 @pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
 def test_a_sweep_has_the_bits_of_single_merges(models: Models, chain: Chain, dtype: str | None):
     found = sweep(models, chain, dtype)
-    for value in chain.scaling_factors:
+    for value in chain.values:
         sink = TensorSink.empty(found.specs)
         found.write(value, sink)
-        single = clipfuse.merge(models, chain.with_scaling_factor(value), dtype=dtype).tensors
+        single = clipfuse.merge(models, chain.with_value(value), dtype=dtype).tensors
         assert all(torch.equal(sink.tensors[name], tensor) for name, tensor in single.items())
 
 

@@ -32,13 +32,21 @@ class Store(Protocol):
 class Checkpoint(Mapping[str, Tensor]):
     """The vision encoder's tensors of one model by canonical name; each is read when it is asked for.
 
-    `source` says in messages where they come from; `files` are the files that were opened.
+    `source` says in messages where they come from; `files` are the files that were opened. With `is_delta` the
+    tensors are those of a task vector, and parameters that it lacks are zero.
     """
 
-    def __init__(self, places: Mapping[str, tuple[Store, str]], source: str, files: tuple[Path, ...] = ()):
+    def __init__(
+        self,
+        places: Mapping[str, tuple[Store, str]],
+        source: str,
+        files: tuple[Path, ...] = (),
+        is_delta: bool = False,
+    ):
         self.places = dict(places)
         self.source = source
         self.files = files
+        self.is_delta = is_delta
 
     def __getitem__(self, name: str) -> Tensor:
         store, stored = self.places[name]
@@ -96,6 +104,12 @@ def from_memory(weights: nn.Module | Mapping[str, Any], source: str) -> Checkpoi
     store: Store = MemoryStore({name: value.detach() for name, value in tensors.items()})
     found = Checkpoint({name: (store, stored) for name, stored in canonical_names(tensors, source).items()}, source)
     return check_floating(found)
+
+
+def task_vector(tensors: Mapping[str, Tensor], source: str) -> Checkpoint:
+    """A delta-native checkpoint over task vectors in memory, by canonical name."""
+    store: Store = MemoryStore(tensors)
+    return Checkpoint({name: (store, name) for name in tensors}, source, is_delta=True)
 
 
 def open_checkpoint(folder: Path, source: str) -> Checkpoint:

@@ -6,12 +6,12 @@ from clipfuse.cli.options import Given, Json, Words, bar, megabytes, need, optio
 from clipfuse.errors import ConfigError
 
 
-@options("out", "overwrite", "dtype", "seed", "verbose")
+@options("out", "overwrite", "dtype", "seed", "device", "memory", "verbose")
 def command(given: Given, words: Words = None, as_json: Json = False) -> None:
     """Merge a pool into a Hugging Face folder: method= modelpool= --out DIR, then key=value."""
     tree = tree_of(words, given)
     tree.pop("taskpool", None)
-    take(tree, "method", "modelpool", "edits", "finishes", "seed", "dtype", "out", "overwrite")
+    take(tree, "method", "modelpool", "edits", "finishes", "seed", "dtype", "device", "memory", "out", "overwrite")
     method, modelpool = need(tree, "method", "task_arithmetic"), need(tree, "modelpool", "clip-vit-base-patch32_TA8")
     if not tree.get("out"):
         raise ConfigError("--out: is required, as in --out merged/")
@@ -23,7 +23,7 @@ def command(given: Given, words: Words = None, as_json: Json = False) -> None:
     pool = HuggingFaceClipVisionPool.from_tree(modelpool)
     began = time.perf_counter()
     with bar(f"merge {chain.method.rule.name}", pool.weights.nbytes * chain.passes, "B") as told:
-        keys = ("out", "overwrite", "dtype")
+        keys = ("out", "overwrite", "dtype", "device", "memory")
         merged = merge(pool, chain, progress=told, **{key: tree[key] for key in keys if key in tree})
     seconds = time.perf_counter() - began
     written = sum(tensor.nbytes for tensor in merged.tensors.values())

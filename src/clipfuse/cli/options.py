@@ -32,6 +32,7 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     "batch_size": (int | None, typer.Option(min=1, help="Images a forward pass.")),
     "seed": (int | None, typer.Option(help="For random edits, carved splits and --limit.")),
     "limit": (int | None, typer.Option(min=1, help="Score only so many images a split, a seeded choice.")),
+    "memory": (str | None, typer.Option(help="Most that leaves in work may take together, as in 2GB.")),
     "verbose": (bool, typer.Option("--verbose", "-v", help="Say more of what is done.")),
 }
 """The options that mean the same in every verb: name → type and how typer shows it."""

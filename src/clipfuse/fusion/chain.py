@@ -30,7 +30,9 @@ class Chain:
     edits: tuple[Step, ...] = ()
     finishes: tuple[Step, ...] = ()
     seed: int = 0
-    scaling_factors: tuple[float, ...] = ()
+    swept: str = "scaling_factor"
+    """The method's setting that `values` are for."""
+    values: tuple[float, ...] = ()
     """Values to choose from, if there is more than one; the method's own is then the first."""
     chosen_on: tuple[Uses, ...] = ()
     """Data that the choice of a setting has seen."""
@@ -72,14 +74,33 @@ class Chain:
         """As in YAML: method, edits, finishes, seed."""
         lists = {"edits": [s.to_tree() for s in self.edits], "finishes": [s.to_tree() for s in self.finishes]}
         method = self.method.to_tree()
-        if self.scaling_factors:
-            method["scaling_factor"] = list(self.scaling_factors)
+        if self.values:
+            method[self.swept] = list(self.values)
         return {"method": method, **{k: v for k, v in lists.items() if v}, "seed": self.seed}
 
-    def with_scaling_factor(self, value: float, chosen_on: tuple[Uses, ...] = ()) -> "Chain":
-        """The same chain with one λ, and what its choice has seen."""
-        cfg = self.method.cfg.model_copy(update={"scaling_factor": value})
-        return replace(self, method=Step(self.method.rule, cfg), scaling_factors=(), chosen_on=chosen_on)
+    def with_value(self, value: float, chosen_on: tuple[Uses, ...] = ()) -> "Chain":
+        """The same chain with one value of the swept setting, and what its choice has seen."""
+        return replace(self.with_setting(self.swept, value), values=(), chosen_on=chosen_on)
+
+    def with_setting(self, name: str, value: float) -> "Chain":
+        """The same chain with another value of one of the method's settings."""
+        cfg = self.method.cfg.model_copy(update={name: value})
+        return replace(self, method=Step(self.method.rule, cfg))
+
+    @property
+    def scaling_factor(self) -> float:
+        """λ of a method that has one, else 1."""
+        return getattr(self.method.cfg, "scaling_factor", 1.0)
+
+    @property
+    def symbol(self) -> str:
+        """What tables call the swept setting."""
+        return "λ" if self.swept == "scaling_factor" else self.swept
+
+    @property
+    def memory(self) -> float:
+        """Most memory that work on a leaf takes, in sizes of its float32 task vectors."""
+        return max(step.rule.memory for step in self.steps)
 
 
 def step(kind: Kind, tree: str | Mapping[str, Any], where: str) -> Step:
@@ -98,36 +119,56 @@ def configure(
     finishes: Sequence[str | Mapping[str, Any]] = (),
     seed: int = 0,
 ) -> Chain:
-    """Check a method with its edits and finishes. A list for `scaling_factor` gives `Chain.scaling_factors`.
+    """Check a method with its edits and finishes. A list for a setting that can be swept gives `Chain.values`.
+
+    Swept can be `scaling_factor` and the setting that a rule is affine in: a sweep merges once.
 
     Raises:
         ConfigError: an unknown name or setting, a wrong type, or edits on a method that merges weights.
     """
     tree: dict[str, Any] = {"name": method} if isinstance(method, str) else dict(method)
-    factors: tuple[float, ...] = ()
-    if isinstance(tree.get("scaling_factor"), (list, tuple)):
-        found = list(tree["scaling_factor"])
-        if not found or not all(type(value) in (int, float) for value in found):
-            raise ConfigError(f"method.scaling_factor: takes a number or a list of numbers (found {found!r})")
-        factors = tuple(dict.fromkeys(float(value) for value in found))
-        tree["scaling_factor"] = factors[0]
-    fields = find("method", tree["name"]).config.model_fields if isinstance(tree.get("name"), str) else {}
-    for key, value in tree.items():
-        if isinstance(value, (list, tuple)) and key in fields and fields[key].annotation in (float, int):
-            raise ConfigError(f"method.{key}: takes one number; only scaling_factor takes a list to choose from")
+    swept, values = take_list(tree) if isinstance(tree.get("name"), str) else ("scaling_factor", ())
     for name, part in (("edits", edits), ("finishes", finishes)):
         if isinstance(part, (str, Mapping)) or not isinstance(part, Sequence):
             raise ConfigError(
                 f"{name}: takes a list, as in {name}=[{next(iter(EDITS if name == 'edits' else FINISHES))}]"
             )
+    for value in values:  # each must be one that the method takes
+        step("method", {**tree, swept: value}, "method")
     chosen = step("method", tree, "method")
     chain = Chain(
         chosen,
         tuple(step("edit", part, f"edits.{number}") for number, part in enumerate(edits)),
         tuple(step("finish", part, f"finishes.{number}") for number, part in enumerate(finishes)),
         seed,
-        factors if len(factors) > 1 else (),
+        swept,
+        values if len(values) > 1 else (),
     )
     if chain.edits and chosen.rule.returns == "weights":
         raise ConfigError(f"method.{chosen.rule.name}: merges weights, not task vectors, and takes no edits")
     return chain
+
+
+def take_list(tree: dict[str, Any]) -> tuple[str, tuple[float, ...]]:
+    """The swept setting and its values; in `tree`, the first takes the list's place. Raises ConfigError."""
+    rule = find("method", tree["name"])
+    fields, swept = rule.config.model_fields, ("scaling_factor", rule.affine_in)
+    lists = [
+        key
+        for key, value in tree.items()
+        if isinstance(value, (list, tuple))
+        and key in fields
+        and (key in swept or fields[key].annotation in (float, int))
+    ]
+    for key in lists:
+        if key not in swept or len(lists) > 1:
+            allowed = " or ".join(name for name in swept if name in fields) or "no setting of this method"
+            raise ConfigError(f"method.{key}: takes one number; {allowed} takes a list to choose from, one at a time")
+    if not lists:
+        return "scaling_factor", ()
+    found = list(tree[lists[0]])
+    if not found or not all(type(value) in (int, float) for value in found):
+        raise ConfigError(f"method.{lists[0]}: takes a number or a list of numbers (found {found!r})")
+    values = tuple(dict.fromkeys(float(value) for value in found))
+    tree[lists[0]] = values[0]
+    return lists[0], values

@@ -3,43 +3,28 @@
 Order: edits(τ) → rule → × scaling_factor → finishes → θ0 + Δ, in float32, rounded once to the result's dtype.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from clipfuse.checkpoints.safetensors_file import TensorSpec
-from clipfuse.cores import available_cores
 from clipfuse.errors import ConfigError, PoolError
+from clipfuse.fusion.arrivals import merge_arrivals
 from clipfuse.fusion.chain import Chain, Step
+from clipfuse.fusion.sinks import Sink, TensorSink, scratch
+from clipfuse.fusion.streams import Run
 from clipfuse.pool import Leaf, ModelPool, PoolView
-from clipfuse.pool.view import Grain, Progress, coarsest
+from clipfuse.pool.view import Grain, coarsest
 
-
-@runtime_checkable
-class Sink(Protocol):
-    """Where results go; slices come in any order and from any thread."""
-
-    def write(self, name: str, values: Tensor, start: int = 0) -> None: ...
-
-
-class TensorSink:
-    """Results into contiguous `tensors` by name."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]):
-        self.tensors = tensors
-
-    @classmethod
-    def empty(cls, specs: Mapping[str, TensorSpec]) -> "TensorSink":
-        """A sink into new memory."""
-        return cls({name: torch.empty(spec.shape, dtype=spec.dtype) for name, spec in specs.items()})
-
-    def write(self, name: str, values: Tensor, start: int = 0) -> None:
-        self.tensors[name].view(-1)[start : start + values.numel()] = values.reshape(-1)
+log = logging.getLogger(__name__)
+Parts = tuple[Mapping[str, Tensor], ...]
+"""What a sweep shares, float32 by name: Δ before λ and finishes; for an affine setting, Δ at 0 and at 1 of it."""
 
 
 @dataclass(frozen=True)
@@ -61,35 +46,41 @@ class Prepared:
         return {name: TensorSpec(spec.shape, dtype or spec.dtype) for name, spec in self.pool.specs.items()}
 
 
-def check_chain(chain: Chain, pool: ModelPool) -> None:
+def check_chain(chain: Chain, view: PoolView) -> None:
     """All that can be known about a chain and a pool before weights are read.
 
     Raises:
         PoolError: no base where one is needed, or another number of experts than the method takes.
-        ConfigError: settings that do not fit the pool's experts.
+        ConfigError: settings that do not fit the pool's experts, too small a memory budget.
     """
-    rule = chain.method.rule
+    rule, pool = chain.method.rule, view.pool
     if chain.needs_base and pool.base is None:
         what = rule.name if rule.returns == "delta" else f"finishes.{chain.finishes[0].rule.name}"
         raise PoolError(f"{what}: needs a base; the pool has no _pretrained_ model")
     if rule.models is not None and len(pool) != rule.models:
         raise PoolError(f"{rule.name}: takes {rule.models} experts; the pool has {len(pool)} ({', '.join(pool.tasks)})")
-    view = PoolView(pool, seed=chain.seed)
+    replace(view, appetite=chain.memory).check_memory(chain.grain)
     for step in chain.steps:
         if step.rule.prepare and not step.rule.passes:
             step.rule.prepare(view, step.cfg)
 
 
-def prepare(chain: Chain, pool: ModelPool, threads: int | None = None, progress: Progress | None = None) -> Prepared:
-    """Check a chain against a pool and let its steps look at the whole pool first. Raises as `check_chain`."""
-    check_chain(chain, pool)
-    raw = PoolView(pool, seed=chain.seed, threads=threads or available_cores(), progress=progress)
+def prepare(chain: Chain, view: PoolView) -> Prepared:
+    """Check a chain against a pool and let its steps look at the whole pool first.
+
+    The view gives pool, threads, memory, device and progress; the chain gives edits and seed. Raises as `check_chain`.
+    """
+    check_chain(chain, view)
+    for task in view.pool.unmoved():
+        log.warning("%s: equals the base: its task vector is zero", task)
+    raw = replace(view, seed=chain.seed, appetite=chain.memory, edits=(), grain="element")
     states: list[Any] = []
     edits: list[Callable[[Leaf], Tensor]] = []
     grain: Grain = "element"
     for step in chain.steps:
         sees = raw if step.rule.kind == "finish" else raw.through(edits, grain)
-        states.append(step.rule.prepare(sees, step.cfg) if step.rule.prepare else None)
+        in_steps = step.rule.continual  # arrivals prepares it, once for each expert
+        states.append(step.rule.prepare(sees, step.cfg) if step.rule.prepare and not in_steps else None)
         if step.rule.kind == "edit":
             edits.append(partial(call, step, states[-1]))
             grain = coarsest(grain, step.rule.grain)
@@ -103,12 +94,31 @@ def call(step: Step, state: Any, leaf: Leaf, *delta: Tensor) -> Tensor:
 
 def merged_leaf(prepared: Prepared, leaf: Leaf) -> Tensor:
     """Δ before λ and finishes, or θ of a method that merges weights, of one leaf as stored."""
-    chain, edited = prepared.chain, prepared.view.edited(leaf)
-    merged = call(chain.method, prepared.states[len(chain.edits)], edited)
-    if merged.numel() != leaf.numel:
-        raise ConfigError(
-            f"{chain.method.rule.name}: gave {tuple(merged.shape)} for {leaf.name}, {leaf.numel} elements"
-        )
+    rule = prepared.chain.method.rule
+    if leaf.untouched and rule.returns == "delta":
+        return torch.zeros_like(leaf.base)
+    edited = prepared.view.edited(leaf)
+    if rule.affine_in is None:
+        return applied(prepared, prepared.chain.method, edited)
+    return between(*ends(prepared, edited), getattr(prepared.chain.method.cfg, rule.affine_in))
+
+
+def ends(prepared: Prepared, edited: Leaf) -> tuple[Tensor, Tensor]:
+    """The method's result at 0 and at 1 of the setting that it is affine in."""
+    name = str(prepared.chain.method.rule.affine_in)
+    at = [prepared.chain.with_setting(name, value).method for value in (0.0, 1.0)]
+    return applied(prepared, at[0], edited), applied(prepared, at[1], edited)
+
+
+def between(zero: Tensor, one: Tensor, value: float) -> Tensor:
+    """zero + value · (one − zero); exact at both ends."""
+    return torch.lerp(zero, one, value)
+
+
+def applied(prepared: Prepared, method: Step, edited: Leaf) -> Tensor:
+    merged = call(method, prepared.states[len(prepared.chain.edits)], edited)
+    if merged.numel() != edited.numel:
+        raise ConfigError(f"{method.rule.name}: gave {tuple(merged.shape)} for {edited.name}, {edited.numel} elements")
     return merged
 
 
@@ -125,51 +135,66 @@ def finished_leaf(prepared: Prepared, leaf: Leaf, merged: Tensor, factor: float)
     return leaf.base + delta
 
 
-def scaling_factor(chain: Chain) -> float:
-    """λ of a method that has one, else 1."""
-    return getattr(chain.method.cfg, "scaling_factor", 1.0)
-
-
 def run(prepared: Prepared, sink: Sink, specs: Mapping[str, TensorSpec]) -> Counter[str]:
     """Merge every leaf into `sink` in the dtypes of `specs`; what edits and rules counted, added up."""
-    factor = scaling_factor(prepared.chain)
+    chain = prepared.chain
+    if chain.method.rule.streams or chain.method.rule.continual:
+        with scratch(prepared.result_specs(torch.float32)) as unscaled:
+            measured = run_unscaled(prepared, (unscaled,))
+            run_scaled(prepared, (unscaled,), sink, specs)
+        return measured
 
     def work(leaf: Leaf) -> Counter[str]:
-        write(sink, specs, leaf, finished_leaf(prepared, leaf, merged_leaf(prepared, leaf), factor))
+        write(sink, specs, leaf, finished_leaf(prepared, leaf, merged_leaf(prepared, leaf), chain.scaling_factor))
         return leaf.tally
 
-    return add_up(prepared.view.map_raw(work, prepared.chain.grain))
+    return add_up(prepared.view.map_raw(work, chain.grain))
 
 
-def run_unscaled(prepared: Prepared, sink: Sink) -> Counter[str]:
-    """Merge every leaf into `sink` as float32 before λ and finishes: the part that a sweep over λ shares."""
+def run_unscaled(prepared: Prepared, parts: Parts) -> Counter[str]:
+    """The part of a merge that a sweep shares, into `parts`: Δ before λ and finishes, or the two ends of it."""
+    chain, rule, view = prepared.chain, prepared.chain.method.rule, prepared.view
+    sinks = [TensorSink(part) for part in parts]
+    if rule.continual:
+        return merge_arrivals(prepared, parts[0])
+    if rule.streams:
+        state = prepared.states[len(chain.edits)]
+        extra = [state] if rule.prepare else []
+        with Run.open(view) as context:
+            for name, delta in rule.function(view, chain.method.cfg, context, *extra):
+                sinks[0].write(name, delta)
+        return context.tally
 
     def work(leaf: Leaf) -> Counter[str]:
-        sink.write(leaf.name, merged_leaf(prepared, leaf), leaf.start)
+        found = ends(prepared, view.edited(leaf)) if len(parts) == 2 else (merged_leaf(prepared, leaf),)
+        for sink, merged in zip(sinks, found, strict=True):
+            sink.write(leaf.name, merged, leaf.start)
         return leaf.tally
 
-    return add_up(prepared.view.map_raw(work, prepared.chain.grain))
+    return add_up(view.map_raw(work, chain.grain))
 
 
-def run_scaled(
-    prepared: Prepared, unscaled: Mapping[str, Tensor], factor: float, sink: Sink, specs: Mapping[str, TensorSpec]
-) -> None:
-    """What is left of a merge for one value of λ; the same bits as `run` with that value. Shows no progress."""
+def run_scaled(prepared: Prepared, parts: Parts, sink: Sink, specs: Mapping[str, TensorSpec]) -> None:
+    """What is left of a merge for one value of the swept setting: the same bits as `run`. Shows no progress."""
+    chain = prepared.chain
 
     def work(leaf: Leaf) -> None:
-        merged = (
-            unscaled[leaf.name].reshape(-1)[leaf.start : leaf.start + leaf.numel].view(leaf.stored_experts[0].shape)
-        )
-        write(sink, specs, leaf, finished_leaf(prepared, leaf, merged, factor))
+        shape, last = leaf.stored_experts[0].shape, leaf.start + leaf.numel
+        found = [part[leaf.name].reshape(-1)[leaf.start : last].view(shape).to(prepared.view.device) for part in parts]
+        merged = found[0] if len(found) == 1 else between(found[0], found[1], getattr(chain.method.cfg, chain.swept))
+        write(sink, specs, leaf, finished_leaf(prepared, leaf, merged, chain.scaling_factor))
 
-    for _ in replace(prepared.view, progress=None).map_raw(work, prepared.chain.grain):
+    grains: list[Grain] = [step.rule.grain for step in chain.finishes]
+    for _ in replace(prepared.view, progress=None, edits=(), grain="element").map_raw(
+        work, coarsest("element", *grains)
+    ):
         pass
 
 
 def write(sink: Sink, specs: Mapping[str, TensorSpec], leaf: Leaf, final: Tensor) -> None:
     """Round to the result's dtype, once, and write. Raises PoolError where that overflows."""
     rounded = final.to(specs[leaf.name].dtype)
-    if not rounded.isfinite().all():
+    if not rounded.sum().isfinite() and not rounded.isfinite().all():
         raise PoolError(f"{leaf.name}: the merged weights are not finite in {rounded.dtype}")
     sink.write(leaf.name, rounded, leaf.start)
 

@@ -1,6 +1,7 @@
 """`merge`: a pool and a method in, a `Merged` out; and the sweep over λ that merges once."""
 
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 from clipfuse.checkpoints.names import hub_name
 from clipfuse.checkpoints.safetensors_file import TensorSpec
 from clipfuse.checkpoints.writer import SafetensorsWriter, check_output, new_folder
+from clipfuse.cores import available_cores
 from clipfuse.errors import ConfigError, ModelError, PoolError
 from clipfuse.fusion.chain import Chain, configure
-from clipfuse.fusion.engine import Prepared, Sink, TensorSink, prepare, run, run_scaled, run_unscaled
+from clipfuse.fusion.engine import Parts, Prepared, prepare, run, run_scaled, run_unscaled
 from clipfuse.fusion.merged import NO_GEOMETRY, SCHEMA, Merged, hub_writer, load, write_description
-from clipfuse.pool import HuggingFaceClipVisionPool, ModelPool, pool_from_memory
+from clipfuse.fusion.sinks import Sink, TensorSink
+from clipfuse.pool import HuggingFaceClipVisionPool, ModelPool, PoolView, pool_from_memory
 from clipfuse.pool.view import Progress
 from clipfuse.version import __version__
 
@@ -38,6 +41,8 @@ def merge(
     out: str | Path | None = None,
     overwrite: bool = False,
     threads: int | None = None,
+    memory: int | str | None = None,
+    device: str = "cpu",
     progress: Progress | None = None,
     **settings: Any,
 ) -> Merged:
@@ -53,16 +58,17 @@ def merge(
         dtype: Of the result; the base's (or first expert's) by default.
         out: Stream into this folder instead of memory; it appears whole or not at all.
         threads: Defaults to the cores of this process. The bits of the result do not depend on it.
+        memory: Most bytes that leaves in work may take, a number or as in "2GB"; it does not change bits either.
+        device: Where leaves are worked on: cpu, cuda, cuda:1.
         progress: Called with the number of bytes read since the last call.
 
     Raises:
         ConfigError, PoolError, CheckpointError, OutputError: before weights are read where that can be known.
     """
     chain = method if isinstance(method, Chain) else configure(with_settings(method, settings), edits, finishes, seed)
-    if chain.scaling_factors:
-        raise ConfigError("method.scaling_factor: a list of values is for a run with select=val; a merge takes one")
-    pool = open_pool(models, out, overwrite)
-    prepared = prepare(chain, pool, threads, progress)
+    if chain.values:
+        raise ConfigError(f"method.{chain.swept}: a list of values is for a run with select=val; a merge takes one")
+    prepared = prepare(chain, look_at(open_pool(models, out, overwrite), threads, memory, device, progress))
     specs = prepared.result_specs(as_dtype(dtype))
     return finished(prepared, specs, out, overwrite, lambda sink: run(prepared, sink, specs))
 
@@ -103,30 +109,31 @@ class HubSink:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A merge up to λ: every value then costs θ0 + λΔ, and has the bits of a merge with that value."""
+    """A merge up to λ (or another setting): a value then costs θ0 + λΔ, and has the bits of a merge with that value."""
 
     prepared: Prepared
     specs: Mapping[str, TensorSpec]
     """Shape and dtype of the results."""
-    unscaled: Mapping[str, Tensor]
-    """Δ before λ and finishes, float32, by name."""
+    parts: Parts
+    """Δ before λ and finishes, float32, by name; two of them for an affine setting."""
     measured: Mapping[str, int]
     """What edits and rules counted."""
 
     @property
     def values(self) -> tuple[float, ...]:
-        """The values of λ to choose from."""
-        return self.prepared.chain.scaling_factors
+        """The values to choose from."""
+        return self.prepared.chain.values
 
-    def write(self, factor: float, sink: Sink) -> None:
-        """Write the merge with λ = `factor`, rounded to the results' dtype."""
-        run_scaled(self.prepared, self.unscaled, factor, sink, self.specs)
+    def write(self, value: float, sink: Sink) -> None:
+        """Write the merge with one value, rounded to the results' dtype."""
+        chosen = replace(self.prepared, chain=self.prepared.chain.with_value(value))
+        run_scaled(chosen, self.parts, sink, self.specs)
 
     def merged(self, chain: Chain, out: str | Path | None = None) -> Merged:
-        """The merge with the one λ of `chain`, this sweep's with a value chosen; in memory or in a new folder."""
+        """The merge of `chain`, this sweep's with a value chosen; in memory or in a new folder."""
 
         def fill(sink: Sink) -> Mapping[str, int]:
-            self.write(chain.method.cfg.scaling_factor, sink)
+            self.write(getattr(chain.method.cfg, chain.swept), sink)
             return self.measured
 
         return finished(replace(self.prepared, chain=chain), self.specs, out, False, fill)
@@ -138,13 +145,41 @@ def sweep(
     dtype: torch.dtype | str | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    memory: int | str | None = None,
+    device: str = "cpu",
 ) -> Sweep:
-    """Merge up to λ a chain whose scaling_factor is a list. Raises as `merge`."""
-    prepared = prepare(chain, open_pool(models), threads, progress)
-    specs = prepared.result_specs(as_dtype(dtype))
-    sink = TensorSink.empty(prepared.result_specs(torch.float32))
-    measured = run_unscaled(prepared, sink)
-    return Sweep(prepared, specs, sink.tensors, measured)
+    """Merge a chain up to the setting that is a list. Raises as `merge`."""
+    prepared = prepare(chain, look_at(open_pool(models), threads, memory, device, progress))
+    specs, count = prepared.result_specs(torch.float32), 1 if chain.swept == "scaling_factor" else 2
+    parts = tuple(TensorSink.empty(specs).tensors for _ in range(count))
+    measured = run_unscaled(prepared, parts)
+    return Sweep(prepared, prepared.result_specs(as_dtype(dtype)), parts, measured)
+
+
+def look_at(
+    pool: ModelPool,
+    threads: int | None = None,
+    memory: int | str | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> PoolView:
+    """The pool as the engine sees it. Raises ConfigError for a device or a budget that cannot be had."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device: {device!r} cannot be used ({str(error).splitlines()[0]})") from None
+    limit = as_bytes(memory)
+    return PoolView(pool, threads=threads or available_cores(), memory=limit, device=device, progress=progress)
+
+
+def as_bytes(memory: int | str | None) -> int | None:
+    """`"2GB"`, `"500 MB"` or a number of bytes. Raises ConfigError."""
+    if memory is None or (isinstance(memory, int) and memory > 0):
+        return memory
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMGT]?)B?\s*", str(memory))
+    if not found or not float(found[1]):
+        raise ConfigError(f"memory: takes bytes, as in 2GB or 500MB (found {memory!r})")
+    return int(float(found[1]) * 1000 ** " kMGT".index(found[2] or " "))
 
 
 def open_pool(models: Models, out: str | Path | None = None, overwrite: bool = False) -> ModelPool:

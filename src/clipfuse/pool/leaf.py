@@ -1,7 +1,8 @@
 """One parameter, or a slice of it, across a pool: what every rule works on."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -22,7 +23,11 @@ class Leaf:
     stored_base: Tensor | None
     """θ0 as stored, or None in a pool without a base."""
     stored_experts: tuple[Tensor, ...]
-    """θ_k as stored, one an expert."""
+    """θ_k as stored, one an expert; τ_k of a delta-native one."""
+    native: tuple[bool, ...] = ()
+    """Whether an expert is stored as its task vector; () is none."""
+    untouched: bool = False
+    """Whether no expert has anything for this parameter: all are delta-native and lack it, so every τ_k is zero."""
     start: int = 0
     """Offset of the first element in the flattened parameter, elements."""
     seed: int = 0
@@ -43,18 +48,24 @@ class Leaf:
 
     @cached_property
     def experts(self) -> Float[Tensor, "task *shape"]:
-        """θ_k, one row an expert; after edits θ0 + the edited τ_k."""
-        if self.edited:
+        """θ_k, one row an expert; after edits, and of delta-native experts, θ0 + τ_k."""
+        if self.edited or any(self.native):
             return self.base + self.deltas
         return self.finite(torch.stack([expert.float() for expert in self.stored_experts]))
 
     @cached_property
     def deltas(self) -> Float[Tensor, "task *shape"]:
-        """Task vectors τ_k = θ_k − θ0, one row an expert."""
-        shape = (len(self.tasks), *self.base.shape)
-        rows = torch.empty(shape) if self.room is None else self.room[:, : self.base.numel()].view(shape)
-        for row, expert in zip(rows, self.stored_experts, strict=True):
-            torch.sub(expert.float(), self.base, out=row)
+        """Task vectors τ_k = θ_k − θ0, one row an expert; of a delta-native expert as stored."""
+        like = self.stored_experts[0]
+        shape = (len(self.tasks), *like.shape)
+        room = like.new_empty(shape, dtype=torch.float32) if self.room is None else self.room
+        rows = room if self.room is None else room[:, : self.numel].view(shape)
+        native = self.native or (False,) * len(rows)
+        for row, expert, is_delta in zip(rows, self.stored_experts, native, strict=True):
+            if is_delta:
+                row.copy_(expert)
+            else:
+                torch.sub(expert.float(), self.base, out=row)
         return self.finite(rows)
 
     @property
@@ -73,6 +84,17 @@ class Leaf:
         leaf = object.__new__(Leaf)
         vars(leaf).update(kept, deltas=deltas, edited=True, room=None)
         return leaf
+
+    def only(self, rows: Sequence[int]) -> "Leaf":
+        """The same leaf with some of the experts, by number."""
+        part = replace(
+            self,
+            tasks=tuple(self.tasks[row] for row in rows),
+            stored_experts=tuple(self.stored_experts[row] for row in rows),
+            native=tuple(self.native[row] for row in rows) if self.native else (),
+            room=None,
+        )
+        return part.with_deltas(self.deltas[list(rows)]) if self.edited else part
 
     def finite(self, rows: Tensor) -> Tensor:
         """`rows`, unless one holds NaN or Inf: then a PoolError that names the model and the tensor."""

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from clipfuse.checkpoints.checkpoint import Checkpoint, common_dtype, from_memory
+from clipfuse.checkpoints.checkpoint import Checkpoint, common_dtype, from_memory, task_vector
 from clipfuse.checkpoints.geometry import Geometry, misfit
 from clipfuse.checkpoints.safetensors_file import TensorSpec
 from clipfuse.errors import PoolError
 from clipfuse.pool.leaf import Leaf
+from clipfuse.pool.task_vector import TaskVector
 
 PRETRAINED = "_pretrained_"
 
@@ -43,6 +44,7 @@ class ModelPool:
         self.experts = dict(experts)
         self.members = members or [{"name": name} for name in ([PRETRAINED] if base else []) + list(experts)]
         self.tasks = tuple(self.experts)
+        self.has_deltas = any(expert.is_delta for expert in self.experts.values())
         self.lead = base if base is not None else next(iter(self.experts.values()))
         self.specs: dict[str, TensorSpec] = {name: self.lead.spec(name) for name in sorted(self.lead)}
         for task, expert in self.experts.items():
@@ -58,7 +60,7 @@ class ModelPool:
                     f"{task}: another geometry: {name} is {expert.spec(name).shape} in {expert.source}, "
                     f"{spec.shape} in {first}"
                 )
-        if odd := sorted(set(self.specs) ^ set(expert)):
+        if odd := sorted(set(expert) - set(self.specs) if expert.is_delta else set(self.specs) ^ set(expert)):
             who = f"lacks {odd[0]!r}, which {first} has" if odd[0] in self.specs else f"has {odd[0]!r}, {first} not"
             raise PoolError(f"{task}: {who} ({len(odd)} parameters differ)")
 
@@ -109,29 +111,65 @@ class ModelPool:
     def __iter__(self) -> Iterator[Leaf]:
         return (self.leaf(name) for name in self.specs)
 
-    def leaf(self, name: str, start: int = 0, stop: int | None = None, **extra: Any) -> Leaf:
-        """The leaf of a parameter, or of its elements `start` to `stop` when flattened."""
+    def leaf(
+        self, name: str, start: int = 0, stop: int | None = None, device: torch.device | str = "cpu", **extra: Any
+    ) -> Leaf:
+        """The leaf of a parameter, or of its elements `start` to `stop` when flattened, on a device."""
 
         def part(checkpoint: Checkpoint) -> torch.Tensor:
+            if name not in checkpoint:  # only a task vector may lack a parameter
+                return torch.zeros((), device=device).expand(shape)
             tensor = checkpoint[name]
-            return (tensor if stop is None else tensor.reshape(-1)[start:stop]).cpu()
+            return (tensor if stop is None else tensor.reshape(-1)[start:stop]).to(device)
 
+        shape = self.specs[name].shape if stop is None else (stop - start,)
+        experts = self.experts.values()
+        native = tuple(expert.is_delta for expert in experts) if self.has_deltas else ()
+        untouched = self.has_deltas and all(expert.is_delta and name not in expert for expert in experts)
         base = None if self.base is None else part(self.base)
-        return Leaf(name, self.tasks, base, tuple(part(e) for e in self.experts.values()), start, **extra)
+        return Leaf(name, self.tasks, base, tuple(map(part, experts)), native, untouched, start, **extra)
 
     def release(self, name: str) -> None:
         """Let go of mapped pages of a parameter in every model."""
         for checkpoint in self.checkpoints:
-            checkpoint.release(name)
+            if name in checkpoint:
+                checkpoint.release(name)
+
+    def unmoved(self) -> list[str]:
+        """Experts whose weights are the base's, so that their task vectors are zero. Mostly looks at a few bytes."""
+        base = self.base
+        if base is None:
+            return []
+
+        def moved(expert: Checkpoint) -> bool:
+            if expert.is_delta:
+                return any(bool(expert[name].any()) for name in expert)
+            return any(not torch.equal(*(m[name].reshape(-1)[:HEAD] for m in (expert, base))) for name in base) or any(
+                not torch.equal(expert[name], base[name]) for name in base
+            )
+
+        return [task for task, expert in self.experts.items() if not moved(expert)]
 
 
-def pool_from_memory(models: Mapping[str, nn.Module | Mapping[str, Any]]) -> ModelPool:
-    """A pool over modules or state dicts by name; `_pretrained_` is the base. Nothing is copied or changed.
+HEAD = 256
+"""Leading elements of each parameter that are compared first."""
+
+
+def pool_of_deltas(deltas: Mapping[str, Mapping[str, torch.Tensor]]) -> ModelPool:
+    """A pool whose experts are task vectors by canonical name; without a base. Raises PoolError as any pool."""
+    return ModelPool(None, {name: task_vector(tensors, name) for name, tensors in deltas.items()})
+
+
+def pool_from_memory(models: Mapping[str, nn.Module | Mapping[str, Any] | TaskVector]) -> ModelPool:
+    """A pool over modules, state dicts or task vectors by name; `_pretrained_` is the base. Nothing is copied.
 
     Raises:
         PoolError, CheckpointError: as for any pool.
     """
-    checkpoints = {name: from_memory(weights, name) for name, weights in models.items()}
+    checkpoints = {
+        name: task_vector(weights.tensors, name) if isinstance(weights, TaskVector) else from_memory(weights, name)
+        for name, weights in models.items()
+    }
     base = checkpoints.pop(PRETRAINED, None)
     experts = {name: checkpoint for name, checkpoint in checkpoints.items() if not is_special(name)}
     known = {name: geometry_of(models[name]) for name in ([PRETRAINED] if base else []) + list(experts)}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clipfuse.checkpoints.safetensors_file import TensorSpec
 from clipfuse.cores import available_cores
+from clipfuse.errors import ConfigError
 from clipfuse.pool.leaf import Leaf
 from clipfuse.pool.model_pool import ModelPool
 
@@ -23,8 +24,14 @@ GRAINS: tuple[Grain, ...] = ("element", "matrix", "leaf")
 SLICE = 65_536
 """Elements in a slice: temporaries of eight experts stay in cache. Slices begin at multiples of it, always."""
 
+DEVICE_SLICE = 64 * SLICE
+"""The same on a device that is no CPU, where starting an operation costs more than memory does."""
+
 AHEAD = 4
 """Slices a thread that are computed or wait to be taken."""
+
+MEMORY = 1 << 30
+"""Bytes that leaves in work take together unless a budget says otherwise; one leaf that needs more works alone."""
 
 T = TypeVar("T")
 Edit = Callable[[Leaf], Tensor]
@@ -43,6 +50,12 @@ class PoolView:
     seed: int = 0
     threads: int = field(default_factory=available_cores)
     progress: Progress | None = None
+    device: str = "cpu"
+    """Where leaves are worked on."""
+    memory: int | None = None
+    """Most bytes that leaves in work may take together; None is `MEMORY`, where a leaf that needs more works alone."""
+    appetite: float = 4.0
+    """Most memory that work on a leaf takes, in sizes of its float32 task vectors (task, *shape)."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -53,6 +66,11 @@ class PoolView:
     def specs(self) -> dict[str, TensorSpec]:
         """Shape and dtype of every parameter, by name."""
         return self.pool.specs
+
+    @property
+    def slice(self) -> int:
+        """Elements in a slice."""
+        return SLICE if self.device == "cpu" else DEVICE_SLICE
 
     def through(self, edits: Sequence[Edit], grain: Grain) -> "PoolView":
         """The same view behind other edits."""
@@ -66,21 +84,38 @@ class PoolView:
 
     def __iter__(self) -> Iterator[Leaf]:
         """Whole leaves, edited, one after the other."""
-        return (self.edited(self.pool.leaf(name, seed=self.seed)) for name in self.specs)
+        return (self.edited(self.pool.leaf(name, device=self.device, seed=self.seed)) for name in self.specs)
 
-    def map(self, function: Callable[[Leaf], T], grain: Grain = "element", head: int = SLICE) -> Iterator[T]:
+    def need(self, numel: int) -> int:
+        """Bytes that work on a leaf of so many elements takes."""
+        return int(self.appetite * len(self.tasks) * numel * 4)
+
+    def check_memory(self, grain: Grain) -> None:
+        """Raises ConfigError if the budget is too small for the largest leaf at a grain."""
+        name, numel = largest(self.specs, coarsest(grain, self.grain), self.slice)
+        if self.memory is not None and self.need(numel) > self.memory:
+            raise ConfigError(
+                f"memory: {self.memory:,} bytes are too few; {name} of {len(self.tasks)} experts takes about"
+                f" {self.need(numel):,}"
+            )
+
+    def map(self, function: Callable[[Leaf], T], grain: Grain = "element", head: int | None = None) -> Iterator[T]:
         """`function` of every edited leaf, in the order of the slices; of a slice only its first `head` elements.
 
         Whole leaves (an edit or `grain` coarser than element) are never shortened.
         """
         return self.map_raw(lambda leaf: function(self.edited(leaf)), grain, head)
 
-    def map_raw(self, function: Callable[[Leaf], T], grain: Grain = "element", head: int = SLICE) -> Iterator[T]:
+    def map_raw(self, function: Callable[[Leaf], T], grain: Grain = "element", head: int | None = None) -> Iterator[T]:
         """`function` of every leaf before the edits, in the order of the slices; few results wait to be taken.
 
         Mapped pages are given back to the system as soon as a parameter is done.
         """
-        places = list(slices(self.specs, coarsest(grain, self.grain), head))
+        self.check_memory(grain)
+        grain = coarsest(grain, self.grain)
+        places = list(slices(self.specs, grain, self.slice, head))
+        if grain != "element":  # large ones first, so that no thread is left alone with one at the end
+            places.sort(key=lambda place: -self.specs[place[0]].numel)
         work = Work(self, function, Counter(name for name, _, _ in places))
         with one_torch_thread():
             pool = ThreadPoolExecutor(self.threads, thread_name_prefix="clipfuse")
@@ -102,24 +137,51 @@ class Work(Generic[T]):
     def __init__(self, view: PoolView, function: Callable[[Leaf], T], left: Counter[str]):
         self.view, self.function, self.left = view, function, left
         self.lock, self.local = threading.Lock(), threading.local()
+        self.budget = Budget(view.memory or MEMORY)
 
     def __call__(self, place: tuple[str, int, int | None]) -> T:
         name, start, stop = place
-        pool, room = self.view.pool, None
+        view, room = self.view, None
         if stop is not None:
             if not hasattr(self.local, "room"):
-                self.local.room = torch.empty(len(pool.tasks), SLICE)
+                self.local.room = torch.empty(len(view.tasks), view.slice, device=view.device)
             room = self.local.room
-        leaf = pool.leaf(name, start, stop, seed=self.view.seed, room=room)
-        result = self.function(leaf)
+        with self.budget.hold(view.need(view.specs[name].numel) if stop is None else 0):
+            leaf = view.pool.leaf(name, start, stop, view.device, seed=view.seed, room=room)
+            result = self.function(leaf)
         with self.lock:
             self.left[name] -= 1
             if not self.left[name]:
-                pool.release(name)
-            if self.view.progress:
-                size = leaf.numel * pool.specs[name].dtype.itemsize
-                self.view.progress(size * len(pool.checkpoints))
+                view.pool.release(name)
+            if view.progress:
+                view.progress(leaf.numel * view.specs[name].dtype.itemsize * len(view.pool.checkpoints))
         return result
+
+
+class Budget:
+    """Bytes that threads share: who needs more than is left waits, unless nobody else holds any."""
+
+    def __init__(self, limit: int):
+        self.limit, self.taken, self.changed = limit, 0, threading.Condition()
+
+    @contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        """Take `size` bytes for the time inside."""
+        with self.changed:
+            self.changed.wait_for(lambda: not self.taken or self.taken + size <= self.limit)
+            self.taken += size
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.taken -= size
+                self.changed.notify_all()
+
+
+def largest(specs: dict[str, TensorSpec], grain: Grain, size: int = SLICE) -> tuple[str, int]:
+    """Name and elements of the largest leaf at a grain."""
+    name = max(specs, key=lambda key: specs[key].numel)
+    return name, min(specs[name].numel, size) if grain == "element" else specs[name].numel
 
 
 def coarsest(*grains: Grain) -> Grain:
@@ -127,12 +189,14 @@ def coarsest(*grains: Grain) -> Grain:
     return GRAINS[max(map(GRAINS.index, grains))]
 
 
-def slices(specs: dict[str, TensorSpec], grain: Grain, head: int = SLICE) -> Iterator[tuple[str, int, int | None]]:
-    """(name, start, stop) of every leaf at a grain; stop is None for whole parameters."""
+def slices(
+    specs: dict[str, TensorSpec], grain: Grain, size: int = SLICE, head: int | None = None
+) -> Iterator[tuple[str, int, int | None]]:
+    """(name, start, stop) of every leaf at a grain, of slices only the `head`; stop is None for whole parameters."""
     for name, spec in specs.items():
         if grain == "element":
-            for start in range(0, spec.numel, SLICE):
-                yield name, start, min(start + head, spec.numel)
+            for start in range(0, spec.numel, size):
+                yield name, start, min(start + (head or size), spec.numel)
         else:
             yield name, 0, None
 

@@ -42,7 +42,7 @@ class RunConfig(MeasureConfig):
     modelpool: Mapping[str, Any]
     """The pool's YAML."""
     method: Mapping[str, Any]
-    """Name and settings; `scaling_factor` may be a list to choose from."""
+    """Name and settings; `scaling_factor` or the setting that the method is affine in may be a list to choose from."""
     edits: Sequence[RuleTree] = ()
     """Done to each task vector first."""
     finishes: Sequence[RuleTree] = ()
@@ -55,6 +55,8 @@ class RunConfig(MeasureConfig):
     """What is scored beside the merge: the base on all tasks and each expert on its `own` task, or on `all`."""
     dtype: str | None = None
     """Of the merged weights; the base's by default."""
+    memory: int | str | None = None
+    """Most bytes that leaves in work may take together, a number or as in 2GB."""
     out: str | None = None
     """Folder of the run; `runs/<time>_<method>` by default."""
     overwrite: bool = False

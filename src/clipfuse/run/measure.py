@@ -30,7 +30,7 @@ BASE = "pre-trained"
 
 @dataclass(frozen=True)
 class Choice:
-    """A chain to merge; where its λ was chosen, the sweep that has done the work already."""
+    """A chain to merge; where a setting of it was chosen, the sweep that has done the work already."""
 
     chain: Chain
     sweep: Sweep | None = None
@@ -39,13 +39,13 @@ class Choice:
 
     @property
     def title(self) -> str:
-        """What a table calls it, with the λ that was chosen."""
-        return self.chain.title + (f" λ={self.value:g}" if self.value is not None else "")
+        """What a table calls it, with the value that was chosen."""
+        return self.chain.title + (f" {self.chain.symbol}={self.value:g}" if self.value is not None else "")
 
     @property
     def value(self) -> float | None:
-        """The λ that was chosen, if one was."""
-        return self.chain.method.cfg.scaling_factor if self.sweep else None
+        """The value that was chosen, if one was."""
+        return getattr(self.chain.method.cfg, self.chain.swept) if self.sweep else None
 
 
 def measure(
@@ -56,6 +56,7 @@ def measure(
     stage: Stage,
     folder: Path | None = None,
     dtype: str | None = None,
+    memory: int | str | None = None,
 ) -> list[Record]:
     """Merge each choice and score it on the test splits, beside the base and the experts.
 
@@ -64,6 +65,7 @@ def measure(
         baselines: `own` scores each expert on its own task only, `all` on every task; both score the base.
         folder: Where merged weights (of one choice), predictions and records go; in memory and nowhere if None.
         dtype: Of the merged weights; the base's by default.
+        memory: Most bytes that merging may take.
     """
     size = sum(spec.numel for spec in pool.weights.specs.values())
     candidates = baseline_candidates(pool, bench, baselines)
@@ -71,7 +73,7 @@ def measure(
     merged: dict[str, Merged] = {}
     for choice in choices:
         title = f"{choice.title} (merged)" if choice.title in sources else choice.title
-        merged[title] = merge_choice(pool, choice, stage, folder / "merged" if folder else None, dtype)
+        merged[title] = merge_choice(pool, choice, stage, folder / "merged" if folder else None, dtype, memory)
         candidates.append(Candidate(title, partial(merged_encoder, merged[title], bench), 4 * size, size))
     compute_in_background(file for checkpoint in pool.weights.checkpoints for file in checkpoint.files)
     scores = bench.score(candidates, "test", stage)
@@ -92,14 +94,19 @@ def measure(
 
 
 def merge_choice(
-    pool: HuggingFaceClipVisionPool, choice: Choice, stage: Stage, out: Path | None, dtype: str | None
+    pool: HuggingFaceClipVisionPool,
+    choice: Choice,
+    stage: Stage,
+    out: Path | None,
+    dtype: str | None,
+    memory: int | str | None = None,
 ) -> Merged:
     """The merged model of a choice, written to `out` if that is given."""
     if choice.sweep:
         return choice.sweep.merged(choice.chain, out)
     chain = choice.chain
     with stage(f"merge {chain.method.rule.name}", pool.weights.nbytes * chain.passes, "B") as told:
-        return merge(pool, chain, dtype=dtype, out=out, progress=told)
+        return merge(pool, chain, dtype=dtype, out=out, memory=memory, progress=told)
 
 
 def baseline_candidates(

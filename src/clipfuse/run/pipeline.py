@@ -18,7 +18,7 @@ from clipfuse.evaluate import Record
 from clipfuse.evaluate.sweep import sweep_candidates
 from clipfuse.fusion.chain import Chain, configure
 from clipfuse.fusion.engine import check_chain
-from clipfuse.fusion.merge import as_dtype, sweep
+from clipfuse.fusion.merge import as_dtype, look_at, sweep
 from clipfuse.models.encoder import known_base
 from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
 from clipfuse.report import Table, results_table
@@ -62,8 +62,8 @@ def run(tree: Mapping[str, Any], stage: Stage = silent) -> RunResult:
     with new_folder(folder, config.overwrite) as temporary, log_to(temporary / "log.txt"):
         resolved = config.model_dump(mode="json", exclude={"out", "overwrite"}) | chain.to_tree()
         write_text(temporary / "config.yaml", to_yaml(resolved))
-        choice = choose(pool, bench, chain, stage, config.dtype) if chain.scaling_factors else Choice(chain)
-        records = measure(pool, bench, [choice], config.baselines, stage, temporary, config.dtype)
+        choice = choose(pool, bench, chain, stage, config.dtype, config.memory) if chain.values else Choice(chain)
+        records = measure(pool, bench, [choice], config.baselines, stage, temporary, config.dtype, config.memory)
         table = results_table(records, selection(choice))
         write_report(temporary, table, records, [r.model for r in records if r.role == "merged"][:1])
     return RunResult(folder, records, table, choice.value)
@@ -72,19 +72,19 @@ def run(tree: Mapping[str, Any], stage: Stage = silent) -> RunResult:
 def selection(choice: Choice) -> list[str]:
     """How a value was chosen, for the notes of the table."""
     curve = ", ".join(f"{value:g}: {100 * mean:.1f}" for value, mean in choice.curve.items())
-    return [f"scaling_factor by mean accuracy on val: {curve}; chosen: {choice.value:g}."] if choice.curve else []
+    return [f"{choice.chain.swept} by mean accuracy on val: {curve}; chosen: {choice.value:g}."] if choice.curve else []
 
 
 def chain_of(config: RunConfig) -> Chain:
     """The checked method with edits and finishes. Raises ConfigError."""
     chain = configure(config.method, config.edits, config.finishes, config.seed)
-    if chain.scaling_factors and config.select is None:
-        count = len(chain.scaling_factors)
+    if chain.values and config.select is None:
+        count = len(chain.values)
         raise ConfigError(
-            f"method.scaling_factor: has {count} values; choose among them on the val split with select=val"
+            f"method.{chain.swept}: has {count} values; choose among them on the val split with select=val"
         )
-    if config.select and not chain.scaling_factors:
-        raise ConfigError(f"select={config.select}: there is nothing to choose; method.scaling_factor has one value")
+    if config.select and not chain.values:
+        raise ConfigError(f"select={config.select}: there is nothing to choose; method.{chain.swept} has one value")
     return chain
 
 
@@ -94,29 +94,34 @@ def open_run(config: RunConfig, chain: Chain, stage: Stage) -> tuple[HuggingFace
     pool = HuggingFaceClipVisionPool.from_tree(config.modelpool)
     taskpool = parse(TaskPoolConfig, config.taskpool, "taskpool")
     tasks = find_tasks(taskpool)
-    check_chain(chain, pool.weights)
+    check_chain(chain, look_at(pool.weights, memory=config.memory))
     own = pool.get_model_config(PRETRAINED).path if pool.has_pretrained else None
     base = taskpool.base or own or known_base(pool.weights.geometry, "the pool")
-    splits = ("test", "val") if chain.scaling_factors else ("test",)
+    splits = ("test", "val") if chain.values else ("test",)
     return pool, open_bench(tasks, base, splits, config, stage=stage)
 
 
 def choose(
-    pool: HuggingFaceClipVisionPool, bench: Bench, chain: Chain, stage: Stage, dtype: str | None = None
+    pool: HuggingFaceClipVisionPool,
+    bench: Bench,
+    chain: Chain,
+    stage: Stage,
+    dtype: str | None = None,
+    memory: int | str | None = None,
 ) -> Choice:
-    """The value of λ with the best mean accuracy on the val splits; the smallest of equals. Merges once."""
+    """The value with the best mean accuracy on the val splits, the smallest of equals. Merges once."""
     with stage(f"merge {chain.method.rule.name} once", pool.weights.nbytes * chain.passes, "B") as told:
-        found = sweep(pool, chain, dtype=dtype, progress=told)
+        found = sweep(pool, chain, dtype, progress=told, memory=memory)
     candidates = sweep_candidates(found, bench.base, bench.device)
     scores = bench.score(list(candidates.values()), "val", stage)
     means = {}
     for value, candidate in candidates.items():
         shares = [score.correct / score.n for score in scores if score.model == candidate.name]
         means[value] = sum(shares) / len(shares)
-        log.info("scaling_factor=%g: %.2f %% on val", value, 100 * means[value])
+        log.info("%s=%g: %.2f %% on val", chain.swept, value, 100 * means[value])
     best = max(sorted(means), key=lambda value: means[value])
-    log.info("scaling_factor=%g is chosen", best)
-    return Choice(chain.with_scaling_factor(best, ("val_images", "val_labels")), found, means)
+    log.info("%s=%g is chosen", chain.swept, best)
+    return Choice(chain.with_value(best, ("val_images", "val_labels")), found, means)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from clipfuse.cores import available_cores
 from clipfuse.data import open_split
 from clipfuse.fusion.chain import Chain
 from clipfuse.fusion.engine import check_chain
-from clipfuse.fusion.merge import as_dtype
+from clipfuse.fusion.merge import as_dtype, look_at
 from clipfuse.pool import HuggingFaceClipVisionPool
 from clipfuse.pool.view import SLICE, slices
 from clipfuse.run.bench import find_tasks, is_tiny
@@ -53,7 +53,7 @@ def make_plan(tree: Mapping[str, Any]) -> Plan:
     tasks = find_tasks(parse(TaskPoolConfig, config.taskpool, "taskpool")) if config.taskpool else []
     dtype = as_dtype(config.dtype)
     pool = HuggingFaceClipVisionPool.from_tree(config.modelpool).weights
-    check_chain(chain, pool)
+    check_chain(chain, look_at(pool, memory=config.memory))
     for task in tasks:
         if task.folder and not is_tiny(task):
             open_split(task, "test")

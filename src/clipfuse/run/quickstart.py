@@ -46,5 +46,5 @@ def quickstart(tree: Mapping[str, Any] | None = None, stage: Stage = silent) -> 
     choices = []
     for method, edits, finishes in SHOWN:
         chain = configure(method, edits, finishes, config.seed)
-        choices.append(choose(pool, bench, chain, stage) if chain.scaling_factors else Choice(chain))
+        choices.append(choose(pool, bench, chain, stage) if chain.values else Choice(chain))
     return measure(pool, bench, choices, "own", stage)
