@@ -52,6 +52,9 @@ class Checkpoint(Mapping[str, Tensor]):
         store, stored = self.places[name]
         return store.read(stored)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.places
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.places)
 

@@ -18,13 +18,17 @@ def total(rows: Float[Tensor, "task *shape"]) -> Float[Tensor, "*shape"]:
     """
     if len(rows) == 1:
         return rows[0].clone()
-    while len(rows) > 1:
-        half = len(rows) // 2
-        paired = rows[:half] + rows[half : 2 * half]
-        if len(rows) % 2:
-            paired[0] += rows[-1]
-        rows = paired
-    return rows[0]
+    count = len(rows) // 2
+    sums = rows[:count] + rows[count : 2 * count]
+    if len(rows) % 2:
+        sums[0] += rows[-1]
+    while count > 1:
+        half = count // 2
+        if count % 2:
+            sums[0] += sums[count - 1]
+        sums[:half] += sums[half : 2 * half]
+        count = half
+    return sums[0]
 
 
 def weighted_total(rows: Float[Tensor, "task *shape"], weights: Sequence[float]) -> Float[Tensor, "*shape"]:

@@ -132,7 +132,7 @@ def finished_leaf(prepared: Prepared, leaf: Leaf, merged: Tensor, factor: float)
     first = len(chain.edits) + 1
     for step, state in zip(chain.finishes, prepared.states[first:], strict=True):
         delta = call(step, state, leaf, delta)
-    return leaf.base + delta
+    return torch.add(leaf.base, delta, out=delta.contiguous())
 
 
 def run(prepared: Prepared, sink: Sink, specs: Mapping[str, TensorSpec]) -> Counter[str]:

@@ -44,6 +44,7 @@ class ModelPool:
         self.experts = dict(experts)
         self.members = members or [{"name": name} for name in ([PRETRAINED] if base else []) + list(experts)]
         self.tasks = tuple(self.experts)
+        self.held: dict[str, tuple[torch.Tensor | None, list[torch.Tensor], bool]] = {}
         self.has_deltas = any(expert.is_delta for expert in self.experts.values())
         self.lead = base if base is not None else next(iter(self.experts.values()))
         self.specs: dict[str, TensorSpec] = {name: self.lead.spec(name) for name in sorted(self.lead)}
@@ -116,21 +117,27 @@ class ModelPool:
     ) -> Leaf:
         """The leaf of a parameter, or of its elements `start` to `stop` when flattened, on a device."""
 
-        def part(checkpoint: Checkpoint) -> torch.Tensor:
-            if name not in checkpoint:  # only a task vector may lack a parameter
-                return torch.zeros((), device=device).expand(shape)
-            tensor = checkpoint[name]
+        def part(tensor: torch.Tensor) -> torch.Tensor:
             return (tensor if stop is None else tensor.reshape(-1)[start:stop]).to(device)
 
-        shape = self.specs[name].shape if stop is None else (stop - start,)
-        experts = self.experts.values()
-        native = tuple(expert.is_delta for expert in experts) if self.has_deltas else ()
-        untouched = self.has_deltas and all(expert.is_delta and name not in expert for expert in experts)
-        base = None if self.base is None else part(self.base)
-        return Leaf(name, self.tasks, base, tuple(map(part, experts)), native, untouched, start, **extra)
+        base, experts, untouched = self.stored(name)
+        native = tuple(expert.is_delta for expert in self.experts.values()) if self.has_deltas else ()
+        parts = tuple(map(part, experts))
+        return Leaf(name, self.tasks, None if base is None else part(base), parts, native, untouched, start, **extra)
+
+    def stored(self, name: str) -> tuple[torch.Tensor | None, list[torch.Tensor], bool]:
+        """A parameter in the base and in every expert as stored, and whether all experts lack it; kept until release."""
+        found = self.held.get(name)
+        if found is None:
+            has = [not expert.is_delta or name in expert for expert in self.experts.values()]
+            zeros = torch.zeros(()).expand(self.specs[name].shape)  # only a task vector may lack a parameter
+            rows = [expert[name] if there else zeros for expert, there in zip(self.experts.values(), has, strict=True)]
+            found = self.held[name] = (None if self.base is None else self.base[name], rows, not any(has))
+        return found
 
     def release(self, name: str) -> None:
         """Let go of mapped pages of a parameter in every model."""
+        self.held.pop(name, None)
         for checkpoint in self.checkpoints:
             if name in checkpoint:
                 checkpoint.release(name)
