@@ -126,7 +126,7 @@ class ModelPool:
         return Leaf(name, self.tasks, None if base is None else part(base), parts, native, untouched, start, **extra)
 
     def stored(self, name: str) -> tuple[torch.Tensor | None, list[torch.Tensor], bool]:
-        """A parameter in the base and in every expert as stored, and whether all experts lack it; kept until release."""
+        """A parameter in the base and in every expert, and whether all experts lack it; kept until it is released."""
         found = self.held.get(name)
         if found is None:
             has = [not expert.is_delta or name in expert for expert in self.experts.values()]
