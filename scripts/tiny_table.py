@@ -4,24 +4,22 @@
 
 Seed 0 is what is shipped; the experts of the other seeds are fine-tuned into `.tiny/seed-<n>` unless they are there and
 began from the shipped base. Every figure comes from float16 files, through clipfuse itself. λ is chosen on val, per
-seed and method. TSV-M is not among clipfuse's methods yet: a prototype stands in for it, and the table says so.
+seed and method.
 """
 
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from make_tiny import LOGS, digest
-from tiny.prototype_tsv import write_tsv
 
 from clipfuse.config import parse
 from clipfuse.config.presets import load_preset
 from clipfuse.evaluate import Candidate
 from clipfuse.fusion.chain import configure
-from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
+from clipfuse.pool import HuggingFaceClipVisionPool
 from clipfuse.run.bench import Bench, find_tasks, open_bench
 from clipfuse.run.config import MeasureConfig
 from clipfuse.run.measure import BASE, Choice, baseline_candidates, merge_choice, merged_encoder
@@ -33,13 +31,16 @@ from clipfuse.tiny.suite import SUITE, WEIGHTS
 SEEDS = (0, 1, 2)
 SCRATCH = Path(__file__).parents[1] / ".tiny"
 LAMBDAS = [0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5]
-AVERAGE, TSV = "simple average", "TSV-M (prototype)"
+AVERAGE = "simple average"
 METHODS: list[tuple[str, dict[str, Any], list[str]]] = [
     (AVERAGE, {"name": "simple_average"}, []),
     ("task arithmetic", {"name": "task_arithmetic", "scaling_factor": LAMBDAS}, []),
     ("TIES", {"name": "ties_merging", "scaling_factor": LAMBDAS}, []),
     ("MagMax", {"name": "magmax", "scaling_factor": LAMBDAS}, []),
     ("DARE + TIES", {"name": "ties_merging", "scaling_factor": LAMBDAS}, ["dare"]),
+    ("TSV-M", {"name": "tsv_merging", "scaling_factor": LAMBDAS}, []),
+    ("Iso-C", {"name": "iso_c", "scaling_factor": LAMBDAS}, []),
+    ("Iso-CTS", {"name": "iso_cts", "scaling_factor": LAMBDAS}, []),
 ]
 NAMES = [task.name for task in SUITE]
 Right = dict[str, list[np.ndarray]]
@@ -64,20 +65,10 @@ def pool_of(seed: int) -> HuggingFaceClipVisionPool:
     return HuggingFaceClipVisionPool.from_tree(tree)
 
 
-def tsv_pool(pool: HuggingFaceClipVisionPool, folder: Path) -> HuggingFaceClipVisionPool:
-    """A pool of the base and of base + TSV-M's task vector."""
-    write_tsv(pool, folder)
-    base = pool.get_model_config(PRETRAINED).path
-    models = [{"name": PRETRAINED, "path": base}, {"name": "tsv", "path": str(folder)}]
-    return HuggingFaceClipVisionPool.from_tree({"type": "huggingface_clip_vision", "models": models})
-
-
-def measure(seed: int, bench: Bench, scratch: Path) -> tuple[Right, dict[str, Choice]]:
+def measure(seed: int, bench: Bench) -> tuple[Right, dict[str, Choice]]:
     """Which test images every model of a seed gets right, and the choice of λ of every method that has one."""
     pool = pool_of(seed)
     jobs = [(name, pool, configure(method, edits, seed=seed)) for name, method, edits in METHODS]
-    of_tsv = tsv_pool(pool, scratch / str(seed))
-    jobs.append((TSV, of_tsv, configure({"name": "task_arithmetic", "scaling_factor": LAMBDAS}, [], seed=seed)))
     candidates, chosen = baseline_candidates(pool, bench, "all"), {}
     for name, models, chain in jobs:
         choice = choose(models, bench, chain, silent) if chain.values else Choice(chain)
@@ -122,10 +113,9 @@ def main() -> None:
     taskpool = parse(TaskPoolConfig, load_preset("taskpool", "tiny_TA8"), "taskpool")
     base = load_preset("modelpool", "tiny_TA8")["models"][0]["path"]
     bench = open_bench(find_tasks(taskpool), base, ("test", "val"), parse(MeasureConfig, {}, "table"))
-    with tempfile.TemporaryDirectory() as scratch:
-        measured = [measure(seed, bench, Path(scratch)) for seed in SEEDS]
+    measured = [measure(seed, bench) for seed in SEEDS]
     rights = [with_own(right) for right, _ in measured]
-    models = [BASE, *(name for name, _, _ in METHODS), TSV, "experts"]
+    models = [BASE, *(name for name, _, _ in METHODS), "experts"]
     low, high = (mean_and_error(over_seeds(rights, name))[0] for name in (BASE, "experts"))
 
     line(
@@ -152,7 +142,7 @@ def main() -> None:
     print("\nDifferences of averages; their standard errors over images (paired), over seeds, and both together:\n")
     line("tiny suite", "points", "error (images)", "error (seeds)", "error", "points ÷ error")
     line("---", *["---:"] * 5)
-    for model in [*(name for name, _, _ in METHODS), TSV]:
+    for model, _, _ in METHODS:
         for than in (BASE, AVERAGE):
             if model == than:
                 continue

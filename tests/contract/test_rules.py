@@ -117,9 +117,14 @@ def test_order_of_experts_does_not_matter(name: str):
         "_pretrained_": models["_pretrained_"],
         **dict(reversed([m for m in models.items() if m[0] != "_pretrained_"])),
     }
-    a, b = merged(chain_for(name), models), merged(chain_for(name), turned)
+    chain = chain_for(name)
+    a, b = merged(chain, models), merged(chain, turned)
     for key, tensor in a.items():
-        torch.testing.assert_close(tensor, b[key], atol=1e-6, rtol=1e-5)
+        if chain.grain == "element":
+            torch.testing.assert_close(tensor, b[key], atol=1e-6, rtol=1e-5)
+        else:
+            moved = (tensor - models["_pretrained_"][key]).norm()
+            assert (tensor - b[key]).norm() <= 1e-4 * moved + 1e-6, key
 
 
 @every_chain

@@ -6,18 +6,23 @@ Adding one takes its file and its line here; the contract tests, the command lin
 from clipfuse.fusion.arithmetic import simple_average, task_arithmetic, weighted_average  # means and sums
 from clipfuse.fusion.dare import dare  # edit: drop and rescale
 from clipfuse.fusion.finishes import expo, lines  # finishes: scale as a whole, by depth
+from clipfuse.fusion.isotropic import iso_c, iso_cts  # flat spectra
 from clipfuse.fusion.magmax import magmax  # entry of largest magnitude
 from clipfuse.fusion.slerp import slerp  # two models on the sphere
 from clipfuse.fusion.ties import ties_merging  # trim, elect, merge
+from clipfuse.fusion.tsv import tsv_merging  # task singular vectors
 
 __all__ = [
     "dare",
     "expo",
+    "iso_c",
+    "iso_cts",
     "lines",
     "magmax",
     "simple_average",
     "slerp",
     "task_arithmetic",
     "ties_merging",
+    "tsv_merging",
     "weighted_average",
 ]

@@ -31,6 +31,11 @@ def total(rows: Float[Tensor, "task *shape"]) -> Float[Tensor, "*shape"]:
     return sums[0]
 
 
+def mean(rows: Float[Tensor, "task *shape"]) -> Float[Tensor, "*shape"]:
+    """Mean over the first dimension, pairwise, in new memory."""
+    return total(rows).div_(len(rows))
+
+
 def weighted_total(rows: Float[Tensor, "task *shape"], weights: Sequence[float]) -> Float[Tensor, "*shape"]:
     """Σ_k w_k · row_k, pairwise."""
     return total(rows * rows.new_tensor(weights).view(-1, *[1] * (rows.ndim - 1)))

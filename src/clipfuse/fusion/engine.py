@@ -129,10 +129,12 @@ def finished_leaf(prepared: Prepared, leaf: Leaf, merged: Tensor, factor: float)
     if not is_delta and not chain.finishes:
         return merged
     delta = merged * factor if is_delta else merged - leaf.base
+    if not chain.finishes:
+        return torch.add(leaf.base, delta, out=delta)
     first = len(chain.edits) + 1
     for step, state in zip(chain.finishes, prepared.states[first:], strict=True):
         delta = call(step, state, leaf, delta)
-    return torch.add(leaf.base, delta, out=delta.contiguous())
+    return leaf.base + delta
 
 
 def run(prepared: Prepared, sink: Sink, specs: Mapping[str, TensorSpec]) -> Counter[str]:
