@@ -4,21 +4,27 @@ Adding one takes its file and its line here; the contract tests, the command lin
 """
 
 from clipfuse.fusion.arithmetic import simple_average, task_arithmetic, weighted_average  # means and sums
+from clipfuse.fusion.consensus import consensus  # entries that many tasks want
 from clipfuse.fusion.dare import dare  # edit: drop and rescale
 from clipfuse.fusion.finishes import expo, lines  # finishes: scale as a whole, by depth
 from clipfuse.fusion.isotropic import iso_c, iso_cts  # flat spectra
 from clipfuse.fusion.magmax import magmax  # entry of largest magnitude
+from clipfuse.fusion.metagpt import metagpt  # weights from lengths
+from clipfuse.fusion.model_stock import model_stock  # ratio from angles
 from clipfuse.fusion.slerp import slerp  # two models on the sphere
 from clipfuse.fusion.ties import ties_merging  # trim, elect, merge
 from clipfuse.fusion.tsv import tsv_merging  # task singular vectors
 
 __all__ = [
+    "consensus",
     "dare",
     "expo",
     "iso_c",
     "iso_cts",
     "lines",
     "magmax",
+    "metagpt",
+    "model_stock",
     "simple_average",
     "slerp",
     "task_arithmetic",

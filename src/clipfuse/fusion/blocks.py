@@ -41,15 +41,16 @@ def weighted_total(rows: Float[Tensor, "task *shape"], weights: Sequence[float])
     return total(rows * rows.new_tensor(weights).view(-1, *[1] * (rows.ndim - 1)))
 
 
-def weight_row(weights: Weights, tasks: tuple[str, ...]) -> list[float]:
+def weight_row(weights: Weights, tasks: tuple[str, ...], setting: str = "weights") -> list[float]:
     """The weights in the pool's order. Raises ConfigError for a name or a count that does not fit the pool."""
+    where = f"method.{setting}"
     if isinstance(weights, Mapping):
         for name in weights:
             if name not in tasks:
-                raise ConfigError("method.weights: " + unknown("expert", name, tasks))
+                raise ConfigError(f"{where}: " + unknown("expert", name, tasks))
         if missing := [task for task in tasks if task not in weights]:
-            raise ConfigError(f"method.weights: expert {missing[0]!r} has none")
+            raise ConfigError(f"{where}: expert {missing[0]!r} has none")
         return [weights[task] for task in tasks]
     if len(weights) != len(tasks):
-        raise ConfigError(f"method.weights: {len(weights)} numbers for {len(tasks)} experts ({', '.join(tasks)})")
+        raise ConfigError(f"{where}: {len(weights)} numbers for {len(tasks)} experts ({', '.join(tasks)})")
     return list(weights)
