@@ -35,7 +35,7 @@ class Consensus(DeltaConfig):
 
 
 def thresholds(view: PoolView, cfg: Consensus) -> list[float]:
-    return [cfg.t] * len(view.tasks) if isinstance(cfg.t, float) else weight_row(cfg.t, view.tasks, "t")
+    return [cfg.t] * len(view.tasks) if isinstance(cfg.t, (int, float)) else weight_row(cfg.t, view.tasks, "t")
 
 
 @method(paper=CONSENSUS, grain="element", prepare=thresholds)
