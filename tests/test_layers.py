@@ -11,7 +11,7 @@ ROOMS = re.findall(r"^    (\w+)(?:\.py|/) ", (ROOT / "docs/architecture.md").rea
 ENTRIES = {"__init__", "__main__"}
 """Ways into the package; they belong to no room."""
 
-SHARED = {"registry", "paper", "random_bits", "blocks", "election"}
+SHARED = {"registry", "paper", "random_bits", "blocks", "election", "adam"}
 """What a rule may import of its own room."""
 
 ENGINE = {"chain", "arrivals", "engine", "merge", "merged", "sinks", "streams", "__init__"}

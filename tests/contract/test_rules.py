@@ -18,8 +18,10 @@ from clipfuse.pool import ModelPool, PoolView, pool_from_memory
 SETTINGS: dict[str, dict[str, Any]] = {
     "weighted_average": {"weights": {"digits": 0.5, "signs": 0.3, "roads": 0.2}},
     "lines": {"alpha": 0.5, "beta": 0.5},
+    "wudi": {"steps": 10},
+    "doge_ta": {"steps": 10},
 }
-"""Values of settings that have no default."""
+"""Values of settings that have no default, or one that takes its time."""
 
 ORDER_MATTERS = {"slerp"}
 

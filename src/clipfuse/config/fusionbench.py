@@ -23,6 +23,8 @@ METHODS: dict[str, str] = {
     "clip_weighted_average": "weighted_average",
     "ties_merging_clip": "ties_merging",
     "magmax_merging": "magmax",
+    "wudi/wudi": "wudi",
+    "doge_ta/doge_ta": "doge_ta",
 }
 """Their name of a method → ours. `dare/x` is the edit dare and the method x."""
 
@@ -30,6 +32,9 @@ SETTINGS: dict[tuple[str, str], tuple[str, Callable[[Any], Any]]] = {
     ("ties_merging", "threshold"): ("keep", per_cent),
     ("ties_merging", "merge_func"): ("merge", same),
     ("dare", "sparsity_ratio"): ("drop", same),
+    ("wudi", "iter_num"): ("steps", same),
+    ("doge_ta", "lamda"): ("eta", same),
+    ("doge_ta", "K"): ("keep", per_cent),
 }
 """(our method or edit, their setting) → (our setting, conversion of the value)."""
 

@@ -4,8 +4,10 @@ Adding one takes its file and its line here; the contract tests, the command lin
 """
 
 from clipfuse.fusion.arithmetic import simple_average, task_arithmetic, weighted_average  # means and sums
+from clipfuse.fusion.cart import cart  # leading directions around the average
 from clipfuse.fusion.consensus import consensus  # entries that many tasks want
 from clipfuse.fusion.dare import dare  # edit: drop and rescale
+from clipfuse.fusion.doge import doge_ta  # a learned shift of all task vectors
 from clipfuse.fusion.finishes import expo, lines  # finishes: scale as a whole, by depth
 from clipfuse.fusion.isotropic import iso_c, iso_cts  # flat spectra
 from clipfuse.fusion.magmax import magmax  # entry of largest magnitude
@@ -14,10 +16,13 @@ from clipfuse.fusion.model_stock import model_stock  # ratio from angles
 from clipfuse.fusion.slerp import slerp  # two models on the sphere
 from clipfuse.fusion.ties import ties_merging  # trim, elect, merge
 from clipfuse.fusion.tsv import tsv_merging  # task singular vectors
+from clipfuse.fusion.wudi import wudi  # least interference, by Adam or in closed form
 
 __all__ = [
+    "cart",
     "consensus",
     "dare",
+    "doge_ta",
     "expo",
     "iso_c",
     "iso_cts",
@@ -31,4 +36,5 @@ __all__ = [
     "ties_merging",
     "tsv_merging",
     "weighted_average",
+    "wudi",
 ]

@@ -56,6 +56,8 @@ class PoolView:
     """Most bytes that leaves in work may take together; None is `MEMORY`, where a leaf that needs more works alone."""
     appetite: float = 4.0
     """Most memory that work on a leaf takes, in sizes of its float32 task vectors (task, *shape)."""
+    only: frozenset[str] | None = None
+    """Names of the parameters that it shows; None is all."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -65,7 +67,8 @@ class PoolView:
     @property
     def specs(self) -> dict[str, TensorSpec]:
         """Shape and dtype of every parameter, by name."""
-        return self.pool.specs
+        shown = self.pool.specs
+        return shown if self.only is None else {name: spec for name, spec in shown.items() if name in self.only}
 
     @property
     def slice(self) -> int:
