@@ -24,7 +24,7 @@ WUDI = Paper(
 
 CUTOFF, SOLVES = 1e-10, 3
 """In A⁺ an eigenvalue λ of A counts by 1 − (c/(λ + c))^SOLVES, c = CUTOFF · trace A."""
-COLUMNS = 384
+COLUMNS = 192
 """Columns of a Gram matrix that are made at a time."""
 
 Moved = Sequence[tuple[Tensor, float]]
@@ -63,10 +63,12 @@ def wudi(leaf: Leaf, cfg: Wudi) -> Float[Tensor, "*shape"]:
     columns² multiplications, 52 · 10¹² for eight ViT-B/32 (by factors, (Δ − S) τ_iᵀ τ_i, it is 2·T·rows instead of
     `columns` an entry: more from two experts on, as no matrix here is more than four times as wide as high).
 
-    Precision: ∇L(S) and A are made in float64 and rounded once, and Δ − S is what is learned. Adam's first steps have
-    one length however small the gradient, so rounding is amplified where |g| is not far above ε = 1e-8: ∇L(S) is made
-    of S − τ_i, not as S A − B, which is noise where experts do not interfere. Against float64, 768 × 768: 7e-8 of the
-    way after one step (learning Δ itself: 5e-6), and at most 1e-6 of ‖Δ‖ after 400.
+    Precision: Δ − S is what is learned, so that rounding grows with the way and not with Δ. Adam's first steps have
+    one length however small the gradient, and below ε = 1e-8 they are too long for the curvature: both amplify the
+    rounding of gradients near zero. So ∇L(S) is made in float64, at the unrounded S, and of S − τ_i, which is exactly
+    zero for one expert; A may be float32, as the products are. Against Adam in float64 on 768 × 768: off by 7e-8 of
+    the way after one step (5e-6 if Δ itself is learned), by less than 1e-6 of ‖Δ‖ after 400; where experts do not
+    interfere at all, and nothing but rounding moves Δ, by 1e-4.
 
     Deviations: the paper's closed form adds a ridge to every τ_iᵀτ_i; here A⁺ keeps S in directions that hold less
     than about 1e-10 of the experts' squared norm, the rounding of float32 weights among them.
@@ -80,36 +82,45 @@ def wudi(leaf: Leaf, cfg: Wudi) -> Float[Tensor, "*shape"]:
     moved = [(delta, norm) for delta, norm in zip(leaf.deltas, norms, strict=True) if norm]
     if not moved:
         return start
-    slope = slope_at(start, moved)
+    slope, curvature = quadratic(moved, torch.float64 if cfg.solver == "closed" else torch.float32)
     if cfg.solver == "closed":
-        return start.sub_(times_inverse(slope, gram(moved, torch.float64).mul_(2)))
-    slope, curvature, learned = slope.float(), gram(moved, torch.float32).mul_(2), torch.zeros_like(start)
+        return start.sub_(times_inverse(slope, curvature))
+    slope, learned = slope.float(), torch.zeros_like(start)
     descend(learned, lambda out: torch.addmm(slope, learned, curvature, out=out), cfg.steps, cfg.lr)
     return start.add_(learned)
 
 
-def slope_at(start: Float[Tensor, "rows columns"], moved: Moved) -> Float[Tensor, "rows columns"]:
-    """∇L(start) = 2 Σ_i (start − τ_i) τ_iᵀτ_i / n_i, float64."""
-    rows, columns = start.shape
-    slope = torch.zeros_like(start, dtype=torch.float64)
+def quadratic(
+    moved: Moved, dtype: torch.dtype
+) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, "columns columns"]]:
+    """∇L(S) = 2 Σ_i (S − τ_i) τ_iᵀτ_i / n_i in float64, its products in the cheaper order, and A in `dtype`."""
+    rows, columns = moved[0][0].shape
+    exact = torch.zeros_like(moved[0][0], dtype=torch.float64)  # S as float32 would have a slope of its rounding
+    for delta, _ in moved:
+        exact.add_(delta)
+    slope = torch.zeros_like(exact)
+    if rows < columns:
+        for delta, norm in moved:
+            unit = delta.double().div_(norm)
+            slope.addmm_((exact - delta) @ unit.T, unit)
+        return slope.mul_(2), gram(moved, dtype).mul_(2)
+    curvature = slope.new_zeros(columns, columns)
     for delta, norm in moved:
-        unit, gap = delta.double().div_(norm), start.double().sub_(delta)
-        if rows < columns:
-            slope.addmm_(gap @ unit.T, unit, alpha=2)
-        else:
-            slope.addmm_(gap, gram([(delta, norm)], torch.float64), alpha=2)
-    return slope
+        own = gram([(delta, norm)], torch.float64)
+        slope.addmm_(exact - delta, own)
+        curvature.add_(own)
+    return slope.mul_(2), curvature.mul_(2).to(dtype)
 
 
 def gram(moved: Moved, dtype: torch.dtype) -> Float[Tensor, "columns columns"]:
-    """Σ_i τ_iᵀτ_i / n_i, summed in float64; what lies above the diagonal is mirrored, not computed."""
+    """Σ_i τ_iᵀτ_i / n_i, computed in `dtype`; what lies above the diagonal is mirrored."""
     columns = moved[0][0].shape[1]
     found = moved[0][0].new_empty(columns, columns, dtype=dtype)
     for start in range(0, columns, COLUMNS):
         stop = min(start + COLUMNS, columns)
-        block = found.new_zeros(columns - start, stop - start, dtype=torch.float64)
+        block = found.new_zeros(columns - start, stop - start)
         for delta, norm in moved:
-            unit = delta[:, start:].double().div_(norm)
+            unit = delta[:, start:].to(dtype) / norm
             block.addmm_(unit.T, unit[:, : stop - start])
         found[start:, start:stop] = block
         found[start:stop, start:] = block.T
