@@ -9,7 +9,9 @@ from references import Models, flat, result
 
 import clipfuse
 from clipfuse.errors import ConfigError
-from clipfuse.fusion.cart import rank_of
+from clipfuse.fusion.cart import cart, rank_of
+from clipfuse.fusion.registry import METHODS
+from clipfuse.pool import PoolView, pool_from_memory
 
 
 @pytest.fixture(params=[0.0, 0.8], ids=["uncorrelated", "correlated"])
@@ -39,10 +41,15 @@ def test_all_or_none_of_the_spread_is_the_average(models: Models, settings: dict
     torch.testing.assert_close(found, average, atol=2e-7, rtol=1e-6)
 
 
-def test_is_affine_in_spread(models: Models):
-    at = {spread: result(models, "cart", spread=spread) for spread in (0.0, 0.25, 1.0, 3.0)}
-    for spread in (0.25, 3.0):
-        torch.testing.assert_close(at[spread], torch.lerp(at[0.0], at[1.0], spread), atol=3e-7, rtol=1e-6)
+@pytest.mark.parametrize("spread", [0.25, -2.0])
+def test_the_rule_is_affine_in_spread_and_so_is_the_engine(models: Models, spread: float):
+    """The engine evaluates the rule at 0 and 1 only."""
+    rule, pool = METHODS["cart"], pool_from_memory(models)
+    found = clipfuse.merge(models, "cart", spread=spread).tensors
+    for leaf in PoolView(pool):
+        at = {x: cart(leaf, rule.config.model_validate({"spread": x})) for x in (0.0, spread, 1.0)}
+        torch.testing.assert_close(at[spread], torch.lerp(at[0.0], at[1.0], spread), atol=1e-7, rtol=1e-6)
+        torch.testing.assert_close(found[leaf.name], leaf.base + at[spread], atol=3e-7, rtol=1e-6)
 
 
 def test_one_expert_is_that_expert(models: Models):
