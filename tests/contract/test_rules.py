@@ -23,7 +23,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 """Values of settings that have no default, or one that takes its time."""
 
-ORDER_MATTERS = {"slerp"}
+ORDER_MATTERS = {"linear_interpolation", "slerp"}
 
 every_rule = pytest.mark.parametrize(
     "rule", [*METHODS.values(), *EDITS.values(), *FINISHES.values()], ids=lambda r: r.name

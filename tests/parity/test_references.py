@@ -1,47 +1,18 @@
 """Rules against short float64 references, on correlated and uncorrelated experts."""
 
-import math
-
 import pytest
 import torch
 from random_models import random_models
-from torch import Tensor
+from references import Models, check, flat, result, split
 
 import clipfuse
 from clipfuse.pool import PoolView, pool_from_memory
 from clipfuse.stats.quantiles import kth_magnitudes
 
-Models = dict[str, dict[str, Tensor]]
-EPS = 2.0**-22
-
 
 @pytest.fixture(params=[0.0, 0.8], ids=["uncorrelated", "correlated"])
 def models(request: pytest.FixtureRequest) -> Models:
     return random_models(request.param)
-
-
-def flat(tensors: dict[str, Tensor]) -> Tensor:
-    return torch.cat([tensors[name].double().flatten() for name in sorted(tensors)])
-
-
-def split(models: Models) -> tuple[Tensor, Tensor, Tensor]:
-    """θ0 (d), θ (task, d), τ (task, d), float64 from the stored weights."""
-    base = flat(models["_pretrained_"])
-    experts = torch.stack([flat(tensors) for name, tensors in models.items() if name != "_pretrained_"])
-    return base, experts, experts - base
-
-
-def result(models: Models, method: str, **options) -> Tensor:
-    return flat(dict(clipfuse.merge(models, method, **options).tensors))
-
-
-def check(found: Tensor, base: Tensor, delta: Tensor, size: Tensor, exempt: Tensor | None = None) -> None:
-    """|x − ref| ≤ 2⁻²² · (|θ0| + size) but for exempt elements, which must be few."""
-    wrong = (found - (base + delta)).abs() > EPS * (base.abs() + size)
-    if exempt is not None:
-        assert exempt.double().mean() < 1e-3
-        wrong &= ~exempt
-    assert not wrong.any(), f"{int(wrong.sum())} elements are off"
 
 
 @pytest.mark.parametrize("weights", [None, {"digits": 1.0, "signs": -0.5, "roads": 0.25}])
@@ -118,28 +89,6 @@ def test_ties_keeping_everything_with_agreeing_signs_is_task_arithmetic():
     models = {"_pretrained_": base, **experts}
     ties, sums = (result(models, m, **s) for m, s in [("ties_merging", {"keep": 1.0}), ("task_arithmetic", {})])
     torch.testing.assert_close(ties, sums, atol=1e-7, rtol=0)
-
-
-@pytest.mark.parametrize("t", [0.0, 0.3, 0.5, 1.0])
-def test_slerp(models: Models, t: float):
-    pair = {name: models[name] for name in ("digits", "signs")}
-    pair["signs"] = {
-        n: v + 0.01 * torch.randn(v.shape, generator=torch.Generator().manual_seed(3)) for n, v in pair["signs"].items()
-    }
-    found = clipfuse.merge(pair, "slerp", t=t).tensors
-    arcs = 0
-    for name, tensor in found.items():
-        a, b = (pair[key][name].double() for key in pair)
-        norm = float(a.norm() * b.norm())
-        cosine = float((a * b).sum()) / norm if norm else 1.0
-        if abs(cosine) > 0.9995:
-            want = (1 - t) * a + t * b
-        else:
-            arcs += 1
-            angle = math.acos(cosine)
-            want = (math.sin((1 - t) * angle) * a + math.sin(t * angle) * b) / math.sin(angle)
-        torch.testing.assert_close(tensor.double(), want, atol=1e-7, rtol=1e-6)
-    assert 0 < arcs < len(found), "both branches are taken"
 
 
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties_merging", "magmax"])

@@ -9,11 +9,11 @@ from clipfuse.fusion.consensus import consensus  # entries that many tasks want
 from clipfuse.fusion.dare import dare  # edit: drop and rescale
 from clipfuse.fusion.doge import doge_ta  # a learned shift of all task vectors
 from clipfuse.fusion.finishes import expo, lines  # finishes: scale as a whole, by depth
+from clipfuse.fusion.interpolation import linear_interpolation, multi_slerp, slerp  # lines and arcs between models
 from clipfuse.fusion.isotropic import iso_c, iso_cts  # flat spectra
 from clipfuse.fusion.magmax import magmax  # entry of largest magnitude
 from clipfuse.fusion.metagpt import metagpt  # weights from lengths
 from clipfuse.fusion.model_stock import model_stock  # ratio from angles
-from clipfuse.fusion.slerp import slerp  # two models on the sphere
 from clipfuse.fusion.ties import ties_merging  # trim, elect, merge
 from clipfuse.fusion.tsv import tsv_merging  # task singular vectors
 from clipfuse.fusion.wudi import wudi  # least interference, by Adam or in closed form
@@ -26,10 +26,12 @@ __all__ = [
     "expo",
     "iso_c",
     "iso_cts",
+    "linear_interpolation",
     "lines",
     "magmax",
     "metagpt",
     "model_stock",
+    "multi_slerp",
     "simple_average",
     "slerp",
     "task_arithmetic",
