@@ -67,7 +67,7 @@ class Rule:
     @property
     def streams(self) -> bool:
         """Whether the function is a generator `(view, cfg, run) → (name, Δ)` over the whole pool."""
-        return inspect.isgeneratorfunction(self.function)
+        return inspect.isgeneratorfunction(inspect.unwrap(self.function))
 
     @property
     def summary(self) -> str:
