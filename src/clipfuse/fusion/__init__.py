@@ -11,6 +11,7 @@ from clipfuse.fusion.doge import doge_ta  # a learned shift of all task vectors
 from clipfuse.fusion.finishes import expo, lines  # finishes: scale as a whole, by depth
 from clipfuse.fusion.interpolation import linear_interpolation, multi_slerp, slerp  # lines and arcs between models
 from clipfuse.fusion.isotropic import iso_c, iso_cts  # flat spectra
+from clipfuse.fusion.knots import knots  # merge in a basis that the experts share
 from clipfuse.fusion.magmax import magmax  # entry of largest magnitude
 from clipfuse.fusion.metagpt import metagpt  # weights from lengths
 from clipfuse.fusion.model_stock import model_stock  # ratio from angles
@@ -26,6 +27,7 @@ __all__ = [
     "expo",
     "iso_c",
     "iso_cts",
+    "knots",
     "linear_interpolation",
     "lines",
     "magmax",
