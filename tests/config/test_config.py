@@ -180,6 +180,16 @@ def test_fusionbench_words():
     assert len(notes) >= 7
 
 
+def test_fusionbench_constants_that_never_change():
+    theirs = {"name": "slerp/slerp", "t": 0.3, "DOT_THRESHOLD": 0.9995, "epsilon": "1e-8"}
+    found, notes = translate({"method": theirs})
+    assert found["method"] == {"name": "slerp", "t": 0.3}
+    assert len(notes) == 3
+    other, _ = translate({"method": {**theirs, "DOT_THRESHOLD": 0.9}})
+    assert other["method"] == {"name": "slerp", "t": 0.3, "DOT_THRESHOLD": 0.9}, "refused as an unknown key later"
+    assert translate({"method": {"name": "linear/linear_interpolation"}})[0]["method"]["name"] == "linear_interpolation"
+
+
 def test_fusionbench_names_of_presets():
     words = ["modelpool=CLIPVisionModelPool/clip-vit-base-patch32_TA8", "taskpool=clip-vit-classification_TA8"]
     tree = apply_overrides({}, words)

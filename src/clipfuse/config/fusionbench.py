@@ -25,6 +25,8 @@ METHODS: dict[str, str] = {
     "magmax_merging": "magmax",
     "wudi/wudi": "wudi",
     "doge_ta/doge_ta": "doge_ta",
+    "linear/linear_interpolation": "linear_interpolation",
+    "slerp/slerp": "slerp",
 }
 """Their name of a method → ours. `dare/x` is the edit dare and the method x."""
 
@@ -37,6 +39,12 @@ SETTINGS: dict[tuple[str, str], tuple[str, Callable[[Any], Any]]] = {
     ("doge_ta", "K"): ("keep", per_cent),
 }
 """(our method or edit, their setting) → (our setting, conversion of the value)."""
+
+FIXED: dict[tuple[str, str], tuple[Any, ...]] = {
+    ("slerp", "DOT_THRESHOLD"): (0.9995,),
+    ("slerp", "epsilon"): (1e-8, "1e-8"),  # a string to YAML 1.1
+}
+"""(our method, their setting) → the values of it that ours always has: left out, where any other is an unknown key."""
 
 RUN: dict[str, str] = {"merged_model_save_path": "out"}
 """Their key of a whole run → ours."""
@@ -116,6 +124,9 @@ def translate_method(tree: Tree, notes: list[str]) -> Tree:
     elif name in METHODS:
         method["name"] = METHODS[name]
         notes.append(f"method {name} is read as {METHODS[name]}")
+    for (owner, theirs), values in FIXED.items():
+        if method.get("name") == owner and method.get(theirs) in values:
+            notes.append(f"method.{theirs}={method.pop(theirs)} is what {owner} always has")
     for part, where in [(method, "method"), *[(edit, "edits") for edit in tree.get("edits", [])]]:
         if not isinstance(part, dict):
             continue
