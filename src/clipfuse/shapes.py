@@ -4,7 +4,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or "jaxtyping" in sys.modules:
-    from jaxtyping import Float, Int, UInt8
+    from jaxtyping import Bool, Float, Int, UInt8
 else:
 
     class Float:
@@ -13,6 +13,6 @@ else:
         def __class_getitem__(cls, item: tuple[Any, str]) -> Any:
             return item[0]
 
-    Int = UInt8 = Float
+    Bool = Int = UInt8 = Float
 
-__all__ = ["Float", "Int", "UInt8"]
+__all__ = ["Bool", "Float", "Int", "UInt8"]

@@ -190,6 +190,56 @@ def test_fusionbench_constants_that_never_change():
     assert translate({"method": {"name": "linear/linear_interpolation"}})[0]["method"]["name"] == "linear_interpolation"
 
 
+@pytest.mark.parametrize(
+    ("theirs", "method", "edits", "finishes"),
+    [
+        (
+            {"name": "singular_value_calibration/task_arithmetic", "scaling_factor": 0.3, "accelerator": None},
+            {"name": "task_arithmetic", "scaling_factor": 0.3},
+            None,
+            [{"name": "svc", "alpha": 0.1}],
+        ),
+        (
+            {
+                "name": "singular_value_calibration/dare_task_arithmetic",
+                "alpha": 0.2,
+                "base_method": {"_target_": "x", "sparsity_ratio": 0.5, "only_on_linear_weights": False},
+            },
+            {"name": "task_arithmetic"},
+            [{"name": "dare", "drop": 0.5}],
+            [{"name": "svc", "alpha": 0.2}],
+        ),
+        (
+            {"name": "singular_value_calibration/task_singular_vector"},
+            {"name": "tsv_merging"},
+            None,
+            [{"name": "svc", "alpha": 1.0}],
+        ),
+        (
+            {"name": "linear/expo", "extrapolation_factor": 0.2},
+            {"name": "task_arithmetic", "scaling_factor": 1.0},
+            None,
+            [{"name": "expo", "alpha": 0.2}],
+        ),
+    ],
+)
+def test_fusionbench_finishes(theirs: dict, method: dict, edits: list | None, finishes: list):
+    found, notes = translate({"method": theirs})
+    assert (found["method"], found.get("edits"), found["finishes"]) == (method, edits, finishes)
+    assert "and the finish" in notes[0]
+
+
+def test_fusionbench_settings_of_edits_and_finishes():
+    tree = {
+        "method": {"name": "magmax"},
+        "edits": [{"name": "magnitude_prune", "prune_ratio": 0.8}],
+        "finishes": ["svc", {"name": "expo", "extrapolation_factor": 0.3}],
+    }
+    found, _ = translate(tree)
+    assert found["edits"] == [{"name": "magnitude_prune", "keep": pytest.approx(0.2)}]
+    assert found["finishes"] == ["svc", {"name": "expo", "alpha": 0.3}]
+
+
 def test_fusionbench_names_of_presets():
     words = ["modelpool=CLIPVisionModelPool/clip-vit-base-patch32_TA8", "taskpool=clip-vit-classification_TA8"]
     tree = apply_overrides({}, words)

@@ -20,6 +20,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lines": {"alpha": 0.5, "beta": 0.5},
     "wudi": {"steps": 10},
     "doge_ta": {"steps": 10},
+    "della": {"density": 0.5, "epsilon": 0.2},
+    "breadcrumbs": {"density": 0.5, "top": 0.1},
+    "magnitude_prune": {"keep": 0.3},
+    "truncate": {"rank_fraction": 0.25},
+    "quantise": {"bits": 4},
+    "factors": {"factors": {"signs": -0.5}},
+    "scales": {"scales": {"encoder.*": 0.5}},
+    "svc": {"alpha": 0.1},
 }
 """Values of settings that have no default, or one that takes its time."""
 

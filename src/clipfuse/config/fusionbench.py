@@ -17,28 +17,43 @@ def per_cent(value: Any) -> Any:
     return value / 100 if isinstance(value, (int, float)) and value > 1 else value
 
 
+def rest(value: Any) -> Any:
+    """FusionBench's share that goes; ours is the share that stays."""
+    return 1 - value if isinstance(value, (int, float)) else value
+
+
 METHODS: dict[str, str] = {
     "clip_task_arithmetic": "task_arithmetic",
     "clip_simple_average": "simple_average",
     "clip_weighted_average": "weighted_average",
     "ties_merging_clip": "ties_merging",
     "magmax_merging": "magmax",
+    "task_singular_vector/TaskSingularVectorMerging": "tsv_merging",
+    "isotropic_merging/iso_c": "iso_c",
+    "isotropic_merging/iso_cts": "iso_cts",
+    "model_stock/model_stock": "model_stock",
     "wudi/wudi": "wudi",
     "doge_ta/doge_ta": "doge_ta",
     "linear/linear_interpolation": "linear_interpolation",
     "slerp/slerp": "slerp",
 }
-"""Their name of a method → ours. `dare/x` is the edit dare and the method x."""
+"""Their name of a method → ours. `dare/x` is the edit dare and the method x; for finishes see `unwrap_finish`."""
+
+CALIBRATED = {"task_singular_vector": ("tsv_merging", 1.0), "wudi": ("wudi", 1.0), "iso_cts": ("iso_cts", 0.2)}
+"""Theirs after `singular_value_calibration/` → our method and the alpha of their preset; any other is itself at 0.1."""
 
 SETTINGS: dict[tuple[str, str], tuple[str, Callable[[Any], Any]]] = {
     ("ties_merging", "threshold"): ("keep", per_cent),
     ("ties_merging", "merge_func"): ("merge", same),
     ("dare", "sparsity_ratio"): ("drop", same),
+    ("tsv_merging", "alpha"): ("scaling_factor", same),
     ("wudi", "iter_num"): ("steps", same),
     ("doge_ta", "lamda"): ("eta", same),
     ("doge_ta", "K"): ("keep", per_cent),
+    ("magnitude_prune", "prune_ratio"): ("keep", rest),
+    ("expo", "extrapolation_factor"): ("alpha", same),
 }
-"""(our method or edit, their setting) → (our setting, conversion of the value)."""
+"""(our method, edit or finish, their setting) → (our setting, conversion of the value)."""
 
 FIXED: dict[tuple[str, str], tuple[Any, ...]] = {
     ("slerp", "DOT_THRESHOLD"): (0.9995,),
@@ -110,10 +125,12 @@ def translate(tree: Tree) -> tuple[Tree, list[str]]:
 
 
 def translate_method(tree: Tree, notes: list[str]) -> Tree:
-    method = dict(tree["method"])
+    tree, method = unwrap_finish(tree, dict(tree["method"]), notes)
     name = str(method.get("name", ""))
     if name.startswith("dare/"):
         edit: Tree = {"name": "dare"}
+        if method.get("only_on_linear_weights") is False:
+            del method["only_on_linear_weights"]
         if "sparsity_ratio" in method:
             edit["drop"] = method.pop("sparsity_ratio")
         if "rescale" in method:
@@ -127,7 +144,8 @@ def translate_method(tree: Tree, notes: list[str]) -> Tree:
     for (owner, theirs), values in FIXED.items():
         if method.get("name") == owner and method.get(theirs) in values:
             notes.append(f"method.{theirs}={method.pop(theirs)} is what {owner} always has")
-    for part, where in [(method, "method"), *[(edit, "edits") for edit in tree.get("edits", [])]]:
+    steps = [(part, where) for where in ("edits", "finishes") for part in tree.get(where, [])]
+    for part, where in [(method, "method"), *steps]:
         if not isinstance(part, dict):
             continue
         for (owner, theirs), (ours, convert) in SETTINGS.items():
@@ -136,6 +154,26 @@ def translate_method(tree: Tree, notes: list[str]) -> Tree:
                 part[ours] = convert(found)
                 notes.append(f"{where}.{theirs}={found} is read as {ours}={part[ours]}")
     return {**tree, "method": method}
+
+
+def unwrap_finish(tree: Tree, method: Tree, notes: list[str]) -> tuple[Tree, Tree]:
+    """Their `singular_value_calibration/x` and `linear/expo` as a method with a finish: the tree and its method."""
+    name = str(method.get("name", ""))
+    settings = {key: value for key, value in method.items() if key not in ("name", "accelerator", "base_method")}
+    if name.startswith("singular_value_calibration/"):
+        inner = name.removeprefix("singular_value_calibration/")
+        ours, alpha = CALIBRATED.get(inner, (inner.replace("dare_", "dare/"), 0.1))
+        finish = {"name": "svc", "alpha": settings.pop("alpha", alpha)}
+        settings.update(method.get("base_method") or {})
+        settings.pop("_target_", None)
+    elif name in ("linear/expo", "expo"):
+        ours = "task_arithmetic"
+        finish = {"name": "expo", "alpha": settings.pop("extrapolation_factor", 0.1)}
+        settings = {"scaling_factor": 1.0, **settings}
+    else:
+        return tree, method
+    notes.append(f"{name} is read as the method {ours} and the finish {finish['name']}")
+    return {**tree, "finishes": [finish, *tree.get("finishes", [])]}, {"name": ours, **settings}
 
 
 def translate_group(group: str, tree: Tree, ignored: tuple[str, ...], notes: list[str]) -> Tree:

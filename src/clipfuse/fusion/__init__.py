@@ -7,37 +7,51 @@ from clipfuse.fusion.arithmetic import simple_average, task_arithmetic, weighted
 from clipfuse.fusion.cart import cart  # leading directions around the average
 from clipfuse.fusion.consensus import consensus  # entries that many tasks want
 from clipfuse.fusion.dare import dare  # edit: drop and rescale
+from clipfuse.fusion.della import della  # edit: drop by magnitude and rescale
 from clipfuse.fusion.doge import doge_ta  # a learned shift of all task vectors
-from clipfuse.fusion.finishes import expo, lines  # finishes: scale as a whole, by depth
+from clipfuse.fusion.factors import factors  # edit: scale or negate single experts
+from clipfuse.fusion.finishes import expo, lines, scales  # finishes: scale as a whole, by depth, by name
 from clipfuse.fusion.interpolation import linear_interpolation, multi_slerp, slerp  # lines and arcs between models
 from clipfuse.fusion.isotropic import iso_c, iso_cts  # flat spectra
 from clipfuse.fusion.knots import knots  # merge in a basis that the experts share
 from clipfuse.fusion.magmax import magmax  # entry of largest magnitude
 from clipfuse.fusion.metagpt import metagpt  # weights from lengths
 from clipfuse.fusion.model_stock import model_stock  # ratio from angles
+from clipfuse.fusion.pruning import breadcrumbs, magnitude_prune  # edits: keep entries by magnitude
+from clipfuse.fusion.quantise import quantise  # edit: few bits
+from clipfuse.fusion.svc import svc  # finish: calibrate singular values
 from clipfuse.fusion.ties import ties_merging  # trim, elect, merge
+from clipfuse.fusion.truncate import truncate  # edit: lower rank
 from clipfuse.fusion.tsv import tsv_merging  # task singular vectors
 from clipfuse.fusion.wudi import wudi  # least interference, by Adam or in closed form
 
 __all__ = [
+    "breadcrumbs",
     "cart",
     "consensus",
     "dare",
+    "della",
     "doge_ta",
     "expo",
+    "factors",
     "iso_c",
     "iso_cts",
     "knots",
     "linear_interpolation",
     "lines",
     "magmax",
+    "magnitude_prune",
     "metagpt",
     "model_stock",
     "multi_slerp",
+    "quantise",
+    "scales",
     "simple_average",
     "slerp",
+    "svc",
     "task_arithmetic",
     "ties_merging",
+    "truncate",
     "tsv_merging",
     "weighted_average",
     "wudi",

@@ -2,14 +2,12 @@
 
 from typing import Annotated
 
-import numpy as np
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from clipfuse.config import Config
 from clipfuse.fusion.paper import Paper
-from clipfuse.fusion.random_bits import draws16
+from clipfuse.fusion.random_bits import keep_at_random
 from clipfuse.fusion.registry import edit
 from clipfuse.pool import Leaf
 from clipfuse.shapes import Float
@@ -41,11 +39,11 @@ def dare(leaf: Leaf, cfg: Dare) -> Float[Tensor, "task *shape"]:
 
     Source: section 3.2.
     """
-    threshold = round(cfg.drop * 65536)
-    kept = leaf.deltas.clone()
-    for row, task in zip(kept, leaf.tasks, strict=True):
-        keep = draws16((leaf.seed, leaf.name, task), leaf.start, leaf.numel) >= threshold
-        row.mul_(torch.from_numpy(keep).to(row).view(row.shape))
-        leaf.tally[f"dare.kept.{task}"] += int(np.count_nonzero(keep))
+    drop = round(cfg.drop * 65536)
+    kept = leaf.deltas.new_empty(leaf.deltas.shape)
+    for row, out, task in zip(leaf.deltas, kept, leaf.tasks, strict=True):
+        count = keep_at_random((leaf.seed, leaf.name, task), leaf.start, drop, out.view(-1))
+        leaf.tally[f"dare.kept.{task}"] += count
         leaf.tally[f"dare.of.{task}"] += leaf.numel
-    return kept.div_(1 - threshold / 65536) if cfg.rescale and threshold else kept
+        out.mul_(row)
+    return kept.mul_(65536 / (65536 - drop)) if cfg.rescale and drop else kept

@@ -1,12 +1,15 @@
-"""Finishes that scale the merged task vector: by depth, or as a whole."""
+"""Finishes that scale the merged task vector: by depth, as a whole, or by name."""
 
 import re
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor
 
 from clipfuse.config import Config
+from clipfuse.errors import ConfigError
 from clipfuse.fusion.paper import Paper
 from clipfuse.fusion.registry import finish
 from clipfuse.pool import Leaf, PoolView
@@ -37,7 +40,7 @@ class Lines(Config):
     """What the last block's factor has more."""
 
 
-def count_blocks(view: PoolView, cfg: Lines) -> int:
+def count_blocks(view: PoolView, cfg: Config) -> int:
     return 1 + max((int(found[1]) for name in view.specs if (found := BLOCK.match(name))), default=0)
 
 
@@ -70,3 +73,42 @@ def expo(leaf: Leaf, delta: Float[Tensor, "*shape"], cfg: Expo) -> Float[Tensor,
     Source: section 2, equation 2.
     """
     return delta * (1 + cfg.alpha)
+
+
+class Scales(Config):
+    """Δ_j ← c_j·Δ_j, c_j by the name of parameter j or by the block that it is in."""
+
+    scales: Mapping[str, float] | Sequence[float]
+    """Factors by pattern of names, as in `{encoder.layers.*.mlp.*: 0.5}` (`*`, `?` and `[…]` as in a shell; of
+    patterns that match, the last counts), or one for each block, first to last. What is not named has 1."""
+
+
+def factors_by_name(view: PoolView, cfg: Scales) -> dict[str, float]:
+    found = dict.fromkeys(view.specs, 1.0)
+    if isinstance(cfg.scales, Mapping):
+        for pattern, factor in cfg.scales.items():
+            matched = [name for name in found if fnmatchcase(name, pattern)]
+            if not matched:
+                like = next((name for name in found if BLOCK.match(name)), next(iter(found)))
+                raise ConfigError(f"finishes.scales: {pattern!r} matches no parameter; names are as {like}")
+            found.update(dict.fromkeys(matched, factor))
+        return found
+    if len(cfg.scales) != (blocks := count_blocks(view, cfg)):
+        raise ConfigError(f"finishes.scales: {len(cfg.scales)} factors for {blocks} blocks")
+    return {name: cfg.scales[int(block[1])] if (block := BLOCK.match(name)) else 1.0 for name in found}
+
+
+@finish(paper=LINES, grain="element", prepare=factors_by_name)
+def scales(
+    leaf: Leaf, delta: Float[Tensor, "*shape"], cfg: Scales, factors: dict[str, float]
+) -> Float[Tensor, "*shape"]:
+    """Scale the merged task vector by any factors, as LiNeS does by linear ones (Wang et al., 2025).
+
+    Δ_j ← c_j·Δ_j for parameter j, c_j of the last pattern that matches its name or of its block; else 1.
+
+    Raises:
+        ConfigError: a pattern that matches nothing, or not one factor a block.
+
+    Source: section 4, with given instead of linear factors.
+    """
+    return delta * factors[leaf.name]
