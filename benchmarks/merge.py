@@ -148,7 +148,7 @@ def main(
     root: Annotated[Path, typer.Option(help="Where pools, environments and outputs lie.")] = Path(".bench"),
 ) -> None:
     """Time merges beside the floor, and check them."""
-    pool = pool or make_pool(root / "b32", "b32", 8, 0, "float32", with_clip=False)
+    pool = pool or make_pool(root / "b32")
     weights = [Path(model["path"]) / "model.safetensors" for model in yaml.safe_load(pool.read_text())["models"]]
     chains = case or list(METHODS)
     scratch = root.absolute() / "scratch"
