@@ -179,11 +179,13 @@ def expo(model: Model, merged: Tensors, alpha: float) -> Tensors:
 
 
 def magnitude_prune(model: Model, keep: float) -> Model:
-    """Edit: the smallest share of each whole task vector is zeroed."""
-    kept = model.flat().float().abs() >= floors(model.flat(), keep)
-    flat = (model.flat() * kept).split([tensor.numel() for tensor in model.base.values()], 1)
-    deltas = {n: part.view(-1, *t.shape) for (n, t), part in zip(model.base.items(), flat, strict=True)}
-    return Model(model.base, deltas)
+    """Edit: the smallest entries of each tensor are zeroed, the count as in ties_merging."""
+
+    def work(delta: Tensor) -> Tensor:
+        flat = delta.flatten(1)
+        return (flat * (flat.float().abs() >= floors(flat, keep))).view_as(delta)
+
+    return Model(model.base, model.map(work))
 
 
 RULES: Mapping[str, Callable[..., Any]] = {

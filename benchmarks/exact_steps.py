@@ -50,13 +50,15 @@ def doge_ta(model: Model, eta: float = 0.07, keep: float = 0.3, subspace: int = 
     return {name: work(chosen[name]) if name in chosen else model.base[name] * 0 for name in model.base}
 
 
-def continual_ties(model: Model, keep: float = 0.2, merge: str = "sum", scaling_factor: float = 0.3) -> Tensors:
-    """As FusionBench has it: what is merged so far takes part in the election and is added to once more."""
-    first, *others = model.flat()
-    merged = scaling_factor * first
+def continual_ties(
+    model: Model, keep: float = 0.2, merge: str = "sum", accumulate: float | None = None, scaling_factor: float = 0.3
+) -> Tensors:
+    """As FusionBench has it with `accumulate` = λ: what is elected is added to what is merged so far."""
+    merged, *others = model.flat()
     for delta in others:
-        merged = merged + scaling_factor * ties(torch.stack([merged, delta]), keep, merge)
-    return model.unflat(merged)
+        elected = ties(torch.stack([merged * (accumulate or 1), delta]), keep, merge)
+        merged = elected if accumulate is None else merged + elected
+    return model.unflat(scaling_factor * merged)
 
 
 def opcm(model: Model, alpha: float = 0.5) -> Tensors:

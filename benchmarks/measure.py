@@ -37,18 +37,27 @@ class ProcessError(RuntimeError):
     """A measured process failed; the message ends with what it said last."""
 
 
-def run_process(command: Sequence[str], watch: bool = False, env: Mapping[str, str] | None = None) -> Run:
+def run_process(
+    command: Sequence[str], watch: bool = False, env: Mapping[str, str] | None = None, limit: float | None = None
+) -> Run:
     """Run a command; with `watch`, look at its memory every 2 ms (which costs a few per cent of a core).
 
     Raises:
-        ProcessError: it ended with another status than 0.
+        ProcessError: it ended with another status than 0, or was ended after `limit` seconds.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         began = time.perf_counter()
         process = subprocess.Popen(command, stdout=out, stderr=err, env={**os.environ, **(env or {})})
+        timer = threading.Timer(limit, process.kill) if limit else None
+        if timer:
+            timer.start()
         peaks = watch_memory(process) if watch else (None, None)
         status = process.wait()
         seconds = time.perf_counter() - began
+        if timer:
+            timer.cancel()
+            if status < 0 and limit and seconds >= limit:
+                raise ProcessError(f"given up after {limit:.0f} s")
         for stream in (out, err):
             stream.seek(0)
         if status:
@@ -109,8 +118,8 @@ def floor(inputs: Sequence[Path], scratch: Path, size: int, threads: int) -> tup
             while start < stop:
                 start += file.write(buffer()[: min(BUFFER, stop - start)])
 
-    def timed(work: Callable[[Path, int, int], None], sizes: Mapping[Path, int]) -> float:
-        parts = [(path, at, min(at + CHUNK, end)) for path, end in sizes.items() for at in range(0, end, CHUNK)]
+    def timed(work: Callable[[Path, int, int], None], files: Sequence[tuple[Path, int]]) -> float:
+        parts = [(path, at, min(at + CHUNK, end)) for path, end in files for at in range(0, end, CHUNK)]
         began = time.perf_counter()
         with ThreadPoolExecutor(threads) as pool:
             for done in [pool.submit(work, *part) for part in parts]:
@@ -119,9 +128,9 @@ def floor(inputs: Sequence[Path], scratch: Path, size: int, threads: int) -> tup
 
     target = scratch / "floor.bin"
     try:
-        seconds_reading = timed(read, {path: path.stat().st_size for path in inputs})
+        seconds_reading = timed(read, [(path, path.stat().st_size) for path in inputs])
         target.touch()
-        return seconds_reading, timed(write, {target: size})
+        return seconds_reading, timed(write, [(target, size)])
     finally:
         target.unlink(missing_ok=True)
 

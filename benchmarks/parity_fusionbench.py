@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 import clipfuse
 from clipfuse.fusion.registry import EDITS, FINISHES, METHODS
 
-EXACT = RULES | STEPS
+EXACT = {**RULES, **STEPS}
 NEAR = 1e-4
 """‖Δ − Δ_float64‖ / ‖Δ_float64‖ that ours must keep."""
 STATISTICS = 0.02
