@@ -17,6 +17,7 @@ from clipfuse.fusion.knots import knots  # merge in a basis that the experts sha
 from clipfuse.fusion.magmax import magmax  # entry of largest magnitude
 from clipfuse.fusion.metagpt import metagpt  # weights from lengths
 from clipfuse.fusion.model_stock import model_stock  # ratio from angles
+from clipfuse.fusion.pcb import pcb_merging  # entries compete
 from clipfuse.fusion.pruning import breadcrumbs, magnitude_prune  # edits: keep entries by magnitude
 from clipfuse.fusion.quantise import quantise  # edit: few bits
 from clipfuse.fusion.svc import svc  # finish: calibrate singular values
@@ -44,6 +45,7 @@ __all__ = [
     "metagpt",
     "model_stock",
     "multi_slerp",
+    "pcb_merging",
     "quantise",
     "scales",
     "simple_average",

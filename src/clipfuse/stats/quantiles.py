@@ -1,4 +1,7 @@
-"""Order statistics over whole task vectors, found without holding them."""
+"""Order statistics over whole task vectors, or of numbers made of them, found without holding them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -9,75 +12,121 @@ from clipfuse.pool.leaf import Leaf
 from clipfuse.pool.view import PoolView
 from clipfuse.shapes import Float
 
-TOP = 1 << 31
-"""Bits of |x| as a float32 lie in [0, TOP), sorted like the numbers."""
+BOTTOM, TOP = -(1 << 31), 1 << 31
+"""Keys of float32 numbers lie in [BOTTOM, TOP), sorted like the numbers."""
 BIN_BITS = 20
-"""A histogram has 2^20 bins of 8 bytes each and task."""
+"""A histogram has 2^20 bins of 8 bytes each."""
 SAMPLE = 1024
 """Leading elements of a slice that the first guess looks at."""
 MARGIN = 0.01
 """Share of entries on either side of the guess that the first window takes in."""
 
+Rows = Callable[[Leaf], Float[Tensor, "task *shape"]]
+Keys = npt.NDArray[np.int32]
+
 
 def kth_magnitudes(view: PoolView, keep: float) -> Float[Tensor, "task"]:
-    """The (d − ⌊keep·d⌋)-th smallest of the d magnitudes |τ_k| of each task vector. Exact.
-
-    The bits of non-negative floats sort like the floats. A sample of each slice gives a window that holds the
-    answer; a pass counts what lies below it and bins what lies inside; that is repeated, on the whole range if the
-    guess was wrong, until a bin is one number. One sampling pass and mostly one full pass; 8 MiB a task.
-    """
-    size = sum(spec.numel for spec in view.specs.values())
+    """The (d − ⌊keep·d⌋)-th smallest of the d magnitudes |τ_k| of each task vector. Exact."""
+    size = entries(view)
     rank = size - int(keep * size)  # counted from 1
-    if rank < 1:
-        return torch.zeros(len(view.tasks))
-    low, high = narrower(view, rank, *first_window(view, rank / size))
-    while any(h - w > 1 for w, h in zip(low, high, strict=True)):
-        low, high = narrower(view, rank, low, high)
-    return torch.tensor(low, dtype=torch.int32).view(torch.float32)
+    return order_statistics(view, magnitudes, [rank])[0] if rank else torch.zeros(len(view.tasks))
 
 
-def magnitude_bits(leaf: Leaf) -> npt.NDArray[np.int32]:
-    """|τ| as integers that sort alike, (task, element)."""
-    return leaf.deltas.abs().flatten(1).numpy().view(np.int32)
+def entries(view: PoolView) -> int:
+    """d, the entries of a whole task vector."""
+    return sum(spec.numel for spec in view.specs.values())
 
 
-def first_window(view: PoolView, share: float) -> tuple[list[int], list[int]]:
-    """Per task, bits [low, high) between which the `share`-quantile should lie, from a sample of every slice."""
-    sample = np.concatenate(list(view.map(lambda leaf: magnitude_bits(leaf)[:, :SAMPLE].copy(), head=SAMPLE)), 1)
+def magnitudes(leaf: Leaf) -> Float[Tensor, "task *shape"]:
+    return leaf.deltas.abs()
+
+
+@dataclass(frozen=True)
+class Window:
+    """Keys [low, high) among which the `rank`-th smallest number of a row lies, or is believed to."""
+
+    row: int
+    rank: int
+    low: int
+    high: int
+
+    @property
+    def shift(self) -> int:
+        """Bits that its bins do not tell apart."""
+        return max(0, (self.high - self.low - 1).bit_length() - BIN_BITS)
+
+
+def order_statistics(view: PoolView, rows: Rows, ranks: Sequence[int]) -> Float[Tensor, "rank task"]:
+    """The smallest numbers but so many, `ranks` counted from 1, of each row over the whole model. Exact; on the CPU.
+
+    The bits of floats, turned a little, sort like the floats. A sample of each slice gives windows that should hold
+    the answers; a pass counts what lies below them and bins what lies inside; that is repeated, on the whole range
+    where a guess was wrong, until a bin is one number. One sampling pass and mostly one full pass; 8 MiB an answer.
+    """
+    size = entries(view)
+    windows = first_windows(view, rows, ranks, size)
+    while True:
+        windows = narrower(view, rows, windows)
+        if all(window.high - window.low == 1 for window in windows):
+            break
+    keys = np.array([window.low for window in windows], np.int32).reshape(len(ranks), -1)
+    return torch.from_numpy(turn(keys)).view(torch.float32)
+
+
+def turn(bits: Keys) -> Keys:
+    """Bits of float32 as integers that sort alike, and back: negative numbers count the other way round."""
+    return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
+
+
+def keys_of(rows: Rows, leaf: Leaf) -> Keys:
+    """Keys of a leaf, (row, element)."""
+    return turn(rows(leaf).flatten(1).contiguous().cpu().numpy().view(np.int32))
+
+
+def first_windows(view: PoolView, rows: Rows, ranks: Sequence[int], size: int) -> list[Window]:
+    """A window for each rank and row, from a sample of every slice."""
+    sample = np.concatenate(list(view.map(lambda leaf: keys_of(rows, leaf)[:, :SAMPLE].copy(), head=SAMPLE)), 1)
+    sample.sort(axis=1)
     last = sample.shape[1] - 1
-    low, high = max(int((share - MARGIN) * last), 0), min(int((share + MARGIN) * last) + 1, last)
-    sample.partition((low, high), axis=1)
-    return sample[:, low].tolist(), (sample[:, high] + 1).tolist()
+    found = []
+    for rank in ranks:
+        low = max(int((rank / size - MARGIN) * last), 0)
+        high = min(int((rank / size + MARGIN) * last) + 1, last)
+        # beyond the sample's ends there may be more
+        ends = [(BOTTOM if low == 0 else int(row[low]), TOP if high == last else int(row[high]) + 1) for row in sample]
+        found += [Window(number, rank, *pair) for number, pair in enumerate(ends)]
+    return found
 
 
-def narrower(view: PoolView, rank: int, low: list[int], high: list[int]) -> tuple[list[int], list[int]]:
-    """One pass: the bin inside [low, high) that holds the rank-th entry, or the side of the window it lies on."""
-    shifts = [max(0, (h - w - 1).bit_length() - BIN_BITS) for w, h in zip(low, high, strict=True)]
-    below = np.zeros(len(low), np.int64)
-    bins = np.zeros((len(low), 1 << BIN_BITS), np.int64)
+def narrower(view: PoolView, rows: Rows, windows: Sequence[Window]) -> list[Window]:
+    """One pass: the bin inside each window that holds its number, or the side of the window that it lies on."""
+    below = np.zeros(len(windows), np.int64)
+    bins = np.zeros((len(windows), 1 << BIN_BITS), np.int64)
 
-    def count(leaf: Leaf) -> tuple[list[int], list[npt.NDArray[np.int32]]]:
+    def count(leaf: Leaf) -> tuple[list[int], list[npt.NDArray[np.uint32]]]:
         under, inside = [], []
-        for row, w, h, shift in zip(magnitude_bits(leaf), low, high, shifts, strict=True):
-            under.append(int(np.count_nonzero(row < w)))
-            row -= np.int32(w)
-            inside.append(row[np.flatnonzero(row.view(np.uint32) < h - w)] >> shift)
+        keys = keys_of(rows, leaf)
+        for window in windows:
+            row = keys[window.row]
+            under.append(int(np.count_nonzero(row < window.low)))
+            above = (row - np.int32(window.low)).view(np.uint32)  # wraps where it is below
+            chosen = above[np.flatnonzero(above <= np.uint32(window.high - window.low - 1))]
+            inside.append(chosen >> np.uint32(window.shift))
         return under, inside
 
     for under, inside in view.map(count):
         below += under
-        for k, found in enumerate(inside):
-            np.add.at(bins[k], found, 1)
-    windows = [window(rank - int(below[k]), bins[k], low[k], high[k], shift) for k, shift in enumerate(shifts)]
-    return [w for w, _ in windows], [h for _, h in windows]
+        for number, found in enumerate(inside):
+            np.add.at(bins[number], found, 1)
+    return [settle(window, bins[n], window.rank - int(below[n])) for n, window in enumerate(windows)]
 
 
-def window(left: int, bins: npt.NDArray[np.int64], low: int, high: int, shift: int) -> tuple[int, int]:
-    """Where the `left`-th entry (from 1) of those in [low, high) lies, given the counts of its bins."""
+def settle(window: Window, bins: npt.NDArray[np.int64], left: int) -> Window:
+    """Where the `left`-th number (from 1) of those inside a window lies, given the counts of its bins."""
     if left < 1:
-        return 0, low
+        return replace(window, low=BOTTOM, high=window.low)
     cumulative = bins.cumsum()
     if left > cumulative[-1]:
-        return high, TOP
-    start = low + (int(np.searchsorted(cumulative, left)) << shift)
-    return start, min(start + (1 << shift), high)
+        return replace(window, low=window.high, high=TOP)
+    low = window.low + (int(np.searchsorted(cumulative, left)) << window.shift)
+    return replace(window, low=low, high=min(low + (1 << window.shift), window.high))

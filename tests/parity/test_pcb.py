@@ -1,0 +1,33 @@
+"""PCB-Merging against its published steps in float64."""
+
+import pytest
+import torch
+from random_models import random_models
+from references import result, split
+from torch import Tensor
+
+
+def minmax(rows: Tensor) -> Tensor:
+    low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
+    return (rows - low) / (high - low)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.8])
+@pytest.mark.parametrize("keep", [0.1, 0.6, 1.0])
+def test_pcb_merging(correlation: float, keep: float):
+    models = random_models(correlation)
+    base, _, deltas = split(models)
+    count, size = deltas.shape
+    order = deltas.abs().sort(1).values
+    low, high = order[:, int(size * 1e-4), None], order[:, int(size * (1 - 1e-4) - 1), None]
+    clamped = deltas.abs().clamp(low, high)
+    scores = (count * minmax(clamped) ** 2).exp() * (deltas * deltas.sum(0)).tanh()
+    floor = scores.sort(1).values[:, int(size * (1 - keep)), None]
+    weights = minmax(scores.clamp(min=floor))
+    want = (weights * clamped * deltas.sign()).sum(0) / weights.sum(0).clamp(min=1e-12)
+    found = result(models, "pcb_merging", keep=keep, scaling_factor=1.0) - base
+    # where all weights are nearly zero, rounding decides on their ratios
+    for least, rtol in ((1e-4, 1e-3), (1e-2, 2e-5)):
+        sure = weights.sum(0) > least
+        assert sure.double().mean() > min(keep, 0.9) / 2
+        torch.testing.assert_close(found[sure], want[sure], atol=2e-8, rtol=rtol)
