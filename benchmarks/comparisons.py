@@ -78,13 +78,19 @@ def comparisons(tasks: int) -> tuple[Comparison, ...]:
             suffix="mean",
         ),
         Comparison("magmax", "fusion_bench.method:MagMaxAlgorithm", {"scaling_factor": 0.5}),
-        Comparison("model_stock", "fusion_bench.method:ModelStock", {"ignore_keys": []}),
+        Comparison(
+            "model_stock",
+            "fusion_bench.method:ModelStock",
+            {"ignore_keys": []},
+            differs="they add 1e-8 to ‖τ_i‖‖τ_j‖ (model_stock/model_stock.py:74): 2e-4 of a bias",
+        ),
         Comparison(
             "consensus",
             "consensus",
             {"t": 0.4, "k": 2, "scaling_factor": 0.3},
-            differs="masks by their tall_mask/utils.py, counted here: they ship no algorithm, and their TALL masks "
-            "(tall_mask/task_arithmetic.py:107-112) compare θ0 with τ where θ is meant, so nearly every mask is 1",
+            differs="masks by their tall_mask/utils.py, counted here: they ship no consensus, and their TALL masks stop "
+            "with a TypeError (utils/state_dict_arithmetic.py:675) before they would compare θ0 with τ instead of θ "
+            "(tall_mask/task_arithmetic.py:49, 104-108)",
         ),
         Comparison(
             "linear_interpolation",
@@ -95,7 +101,14 @@ def comparisons(tasks: int) -> tuple[Comparison, ...]:
             differs="their body is run: their algorithm asserts that a list equals 2 and never runs "
             "(linear/linear_interpolation.py:49-51)",
         ),
-        Comparison("slerp", "fusion_bench.method:SlerpMergeAlgorithm", {"t": 0.3}, {"t": 0.3}, pool="pair"),
+        Comparison(
+            "slerp",
+            "fusion_bench.method:SlerpMergeAlgorithm",
+            {"t": 0.3},
+            {"t": 0.3},
+            pool="pair",
+            differs="their angle is an arccos in float32 (slerp/slerp_utils.py:97)",
+        ),
         Comparison(
             "simple_average",
             "fusion_bench.method:ExPOAlgorithm",
@@ -173,7 +186,7 @@ def comparisons(tasks: int) -> tuple[Comparison, ...]:
             tolerance=1e-3,
             looser="they recover Δ as θ − θ0 in float32 at every step, which turns singular vectors of close values",
             without="class_embedding",
-            differs=f"{LEAF} keeps the first expert's (opcm/opcm.py:136-137)",
+            differs=f"{LEAF} keeps the first expert's (opcm/opcm.py:148)",
         ),
         Comparison(
             "dop",
@@ -181,6 +194,6 @@ def comparisons(tasks: int) -> tuple[Comparison, ...]:
             ORDERED | {"num_steps": 20, "alpha": 0.8, "ema_beta": 0.999, "svd_epsilon": 0.99999},
             {"steps": 20},
             without="class_embedding",
-            differs=f"{LEAF} stays the base's (dop/dop.py:134-135)",
+            differs=f"{LEAF} stays the base's (dop/dop.py:144)",
         ),
     )
