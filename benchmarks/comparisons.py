@@ -88,7 +88,7 @@ def comparisons(tasks: int) -> tuple[Comparison, ...]:
             "consensus",
             "consensus",
             {"t": 0.4, "k": 2, "scaling_factor": 0.3},
-            differs="masks by their tall_mask/utils.py, counted here: they ship no consensus, and their TALL masks stop "
+            differs="masks by their tall_mask/utils.py, counted here: they ship no consensus, their TALL masks stop "
             "with a TypeError (utils/state_dict_arithmetic.py:675) before they would compare θ0 with τ instead of θ "
             "(tall_mask/task_arithmetic.py:49, 104-108)",
         ),

@@ -59,8 +59,13 @@ def scores(leaf: Leaf, low: list[float], high: list[float]) -> Float[Tensor, "ta
     together, found = total(leaf.deltas), torch.empty_like(leaf.deltas)
     for row, out, least, most in zip(leaf.deltas, found, low, high, strict=True):
         torch.abs(row, out=out).clamp_(least, most).sub_(least).div_(most - least or 1.0)
-        out.square_().mul_(len(leaf.tasks)).exp_().mul_((row * together).tanh_())
+        out.square_().mul_(len(leaf.tasks)).exp_().mul_(tanh(row * together))
     return found
+
+
+def tanh(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """In place; numbers so small that float32's tanh is the number itself are not computed with."""
+    return x if max(-float(x.min()), float(x.max())) < 1e-4 else x.tanh_()
 
 
 @method(paper=PCB, grain="element", prepare=weigh, passes=2)

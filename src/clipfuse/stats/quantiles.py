@@ -16,6 +16,8 @@ BOTTOM, TOP = -(1 << 31), 1 << 31
 """Keys of float32 numbers lie in [BOTTOM, TOP), sorted like the numbers."""
 BIN_BITS = 20
 """A histogram has 2^20 bins of 8 bytes each."""
+HELD = 1 << 22
+"""Numbers inside a window that are held, 4 bytes each; more are binned."""
 SAMPLE = 1024
 """Leading elements of a slice that the first guess looks at."""
 MARGIN = 0.01
@@ -99,9 +101,9 @@ def first_windows(view: PoolView, rows: Rows, ranks: Sequence[int], size: int) -
 
 
 def narrower(view: PoolView, rows: Rows, windows: Sequence[Window]) -> list[Window]:
-    """One pass: the bin inside each window that holds its number, or the side of the window that it lies on."""
+    """One pass: the number inside each window, the bin that holds it, or the side of the window that it lies on."""
     below = np.zeros(len(windows), np.int64)
-    bins = np.zeros((len(windows), 1 << BIN_BITS), np.int64)
+    found = [Inside(window) for window in windows]
 
     def count(leaf: Leaf) -> tuple[list[int], list[npt.NDArray[np.uint32]]]:
         under, inside = [], []
@@ -110,23 +112,43 @@ def narrower(view: PoolView, rows: Rows, windows: Sequence[Window]) -> list[Wind
             row = keys[window.row]
             under.append(int(np.count_nonzero(row < window.low)))
             above = (row - np.int32(window.low)).view(np.uint32)  # wraps where it is below
-            chosen = above[np.flatnonzero(above <= np.uint32(window.high - window.low - 1))]
-            inside.append(chosen >> np.uint32(window.shift))
+            inside.append(above[np.flatnonzero(above <= np.uint32(window.high - window.low - 1))])
         return under, inside
 
     for under, inside in view.map(count):
         below += under
-        for number, found in enumerate(inside):
-            np.add.at(bins[number], found, 1)
-    return [settle(window, bins[n], window.rank - int(below[n])) for n, window in enumerate(windows)]
+        for window, keys in zip(found, inside, strict=True):
+            window.add(keys)
+    return [inside.settle(inside.window.rank - int(less)) for inside, less in zip(found, below, strict=True)]
 
 
-def settle(window: Window, bins: npt.NDArray[np.int64], left: int) -> Window:
-    """Where the `left`-th number (from 1) of those inside a window lies, given the counts of its bins."""
-    if left < 1:
-        return replace(window, low=BOTTOM, high=window.low)
-    cumulative = bins.cumsum()
-    if left > cumulative[-1]:
-        return replace(window, low=window.high, high=TOP)
-    low = window.low + (int(np.searchsorted(cumulative, left)) << window.shift)
-    return replace(window, low=low, high=min(low + (1 << window.shift), window.high))
+class Inside:
+    """Numbers inside a window, as distances of their keys from its low end: held while they are few, then binned."""
+
+    def __init__(self, window: Window):
+        self.window, self.held, self.count = window, [], 0
+        self.bins: npt.NDArray[np.int64] | None = None
+
+    def add(self, keys: npt.NDArray[np.uint32]) -> None:
+        self.held.append(keys)
+        self.count += len(keys)
+        if self.count > HELD:
+            self.bins = np.zeros(1 << BIN_BITS, np.int64) if self.bins is None else self.bins
+            for part in self.held:
+                np.add.at(self.bins, part >> np.uint32(self.window.shift), 1)
+            self.held.clear()
+
+    def settle(self, left: int) -> Window:
+        """Where the `left`-th number (from 1) of those inside lies."""
+        window = self.window
+        if left < 1:
+            return replace(window, low=BOTTOM, high=window.low)
+        if left > self.count:
+            return replace(window, low=window.high, high=TOP)
+        if self.bins is None:
+            keys = np.concatenate(self.held)
+            keys.partition(left - 1)
+            low = window.low + int(keys[left - 1])
+            return replace(window, low=low, high=low + 1)
+        low = window.low + (int(np.searchsorted(self.bins.cumsum(), left)) << window.shift)
+        return replace(window, low=low, high=min(low + (1 << window.shift), window.high))
