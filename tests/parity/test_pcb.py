@@ -1,7 +1,6 @@
 """PCB-Merging against its published steps in float64."""
 
 import pytest
-import torch
 from random_models import random_models
 from references import result, split
 from torch import Tensor
