@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import yaml
 from measure import Run, available_memory, run_process
 from peers import PEERS, Job
 
+from clipfuse.errors import ConfigError
 from clipfuse.fusion.chain import configure
 from clipfuse.fusion.registry import EDITS, FINISHES, METHODS, find
 
@@ -22,18 +23,19 @@ SLOW = 30
 REFERENCES = ("task_arithmetic", "ties_merging")
 """Chains that reference.py can check at any size."""
 
-NEEDED = {
-    "weighted_average": lambda tasks: {"weights": [1.0 + task % 3 for task in range(tasks)]},
+NEEDED: Mapping[str, Callable[[Sequence[str]], dict[str, Any]]] = {
+    "weighted_average": lambda tasks: {"weights": [1.0 + k % 3 for k in range(len(tasks))]},
     "breadcrumbs": lambda tasks: {"density": 0.9, "top": 0.01},
     "della": lambda tasks: {"density": 0.5, "epsilon": 0.1},
     "magnitude_prune": lambda tasks: {"keep": 0.2},
     "truncate": lambda tasks: {"rank_fraction": 0.1},
     "quantise": lambda tasks: {"bits": 4},
+    "factors": lambda tasks: {"factors": {tasks[0]: -0.5}},
     "lines": lambda tasks: {"alpha": 0.2, "beta": 0.8},
-    "scales": lambda tasks: {"scales": {"encoder.layers.0.*": 0.5}},
+    "scales": lambda tasks: {"scales": {"encoder.*": 0.5}},
     "svc": lambda tasks: {"alpha": 0.1},
 }
-"""Settings without a default, by rule."""
+"""Experts' names → settings without a default, by rule."""
 VARIANTS = ("dare+ties_merging", "wudi(solver=closed)")
 """Chains that `--case all` times besides every method, and every edit and finish with task_arithmetic."""
 
@@ -86,7 +88,7 @@ class Case:
             self.inside.append(json.loads(run.output[start:])["seconds"])
 
 
-def parse(chain: str, tasks: int) -> dict[str, Any]:
+def parse(chain: str, tasks: Sequence[str]) -> dict[str, Any]:
     """`dare(drop=0.9)+wudi(solver=closed)+expo` → edits, method, finishes, with the settings that have no default.
 
     Raises:
@@ -105,19 +107,26 @@ def parse(chain: str, tasks: int) -> dict[str, Any]:
     return found
 
 
-def every_chain(tasks: int) -> list[str]:
+def every_chain(tasks: Sequence[str]) -> list[str]:
     """Every method that needs no data, every edit and finish with task_arithmetic, and VARIANTS, by what is registered.
 
     Methods of a fixed number of experts other than the pool's are left out.
     """
-    chains = [name for name, rule in METHODS.items() if rule.models in (None, tasks)]
+    chains = [name for name, rule in METHODS.items() if rule.models in (None, len(tasks))]
     chains += [f"{edit}+task_arithmetic" for edit in EDITS] + [f"task_arithmetic+{finish}" for finish in FINISHES]
     known = METHODS | EDITS | FINISHES
     chains += [chain for chain in VARIANTS if all(word.partition("(")[0] in known for word in chain.split("+"))]
-    return [chain for chain in chains if not configure(**parse(chain, tasks)).uses]
+    found = []
+    for chain in chains:
+        try:
+            if not configure(**parse(chain, tasks)).uses:
+                found.append(chain)
+        except ConfigError as error:  # a setting without a default that NEEDED lacks
+            print(f"clipfuse {chain} is left out: {error}")
+    return found
 
 
-def clipfuse_case(chain: str, pool: Path, tasks: int) -> Case:
+def clipfuse_case(chain: str, pool: Path, tasks: Sequence[str]) -> Case:
     """`dare+task_arithmetic` → clipfuse merge method=task_arithmetic edits=[…]. Raises as `parse`."""
     tree = parse(chain, tasks)
     program = str(Path(sys.executable).with_name("clipfuse"))

@@ -78,14 +78,14 @@ def within(taken: float | None, most: float) -> str:
 
 
 def judge(
-    cases: list[Case], arch: str, experts: int, floors: list[float], bare: Run, products: float | None
+    cases: list[Case], arch: str, tasks: list[str], floors: list[float], bare: Run, products: float | None
 ) -> dict[str, tuple[str, str]]:
     """(limit of seconds, limit of MB) as cells, by chain, with a word of whether it is kept."""
     cells = {}
     for case in cases:
         if case.tool != "clipfuse":
             continue
-        asked = limit(case.chain, configure(**parse(case.chain, experts)), arch, experts, median(floors), products)
+        asked = limit(case.chain, configure(**parse(case.chain, tasks)), arch, len(tasks), median(floors), products)
         inside = median(case.inside) if case.inside else None
         seconds = f"{asked.why}{within(inside, asked.seconds)}" if asked.why else "-"
         cells[case.chain] = (seconds, f"{asked.memory:,.0f}{within(memory(case, bare), asked.memory)}")
@@ -127,16 +127,17 @@ def main(
 ) -> None:
     """Time merges beside the floor, and check them."""
     pool = pool or make_pool(root / arch, Recipe(arch), experts, min(experts, 8))
-    weights = [Path(model["path"]) / "model.safetensors" for model in yaml.safe_load(pool.read_text())["models"]]
-    experts = len(weights) - 1
+    models = yaml.safe_load(pool.read_text(encoding="utf-8"))["models"]
+    weights = [Path(model["path"]) / "model.safetensors" for model in models]
+    tasks = [model["name"] for model in models if model["name"] != "_pretrained_"]
     chains = list(case or DEFAULT)
-    chains = [chain for name in chains for chain in (every_chain(experts) if name == "all" else [name])]
+    chains = [chain for name in chains for chain in (every_chain(tasks) if name == "all" else [name])]
     scratch = root.absolute() / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
     cases = []
     for chain in list(chains):
         try:
-            cases.append(clipfuse_case(chain, pool, experts))
+            cases.append(clipfuse_case(chain, pool, tasks))
         except ConfigError as error:
             print(f"clipfuse {chain} is left out: {error}")
             chains.remove(chain)
@@ -165,7 +166,7 @@ def main(
     print(f"floor: {spread(floors)} s = reading {size / 1e9:.2f} GB {reading} + writing one model {writing}")
     print(f"`import torch` alone: {spread(imports)} s, {(bare.anonymous or 0) / 1e6:,.0f} MB anonymous")
     print(f"median (range) of {runs} rounds; load {load()} at the end; × floor within each round\n")
-    print(table(cases, floors, bare, judge(cases, arch, experts, floors, bare, products)))
+    print(table(cases, floors, bare, judge(cases, arch, tasks, floors, bare, products)))
     if checks:
         print("\n" + "\n".join(f"* {entry.tool} {entry.chain}: {entry.verdict}" for entry in cases))
     print("\n".join(compare_peers(cases)))

@@ -30,10 +30,10 @@ def main(
 ) -> None:
     """Time single merges and sweeps."""
     pool = pool or make_pool(Path(".bench") / "b32")
-    experts = len(open_pool(pool))
+    tasks = open_pool(pool).tasks
     rows = []
     for name in case or ["task_arithmetic", "ties_merging"]:
-        single = configure(**parse(name, experts))
+        single = configure(**parse(name, tasks))
         chain = replace(single, values=tuple(round(0.05 * k, 2) for k in range(values)))
         taken: dict[str, list[float]] = {"merge": [], "sweep": [], "value": []}
         merge(pool, single)
@@ -53,7 +53,7 @@ def main(
     if as_json:
         print(json.dumps(rows))
         return
-    print(f"{machine()}; {experts} experts, {runs} runs\n")
+    print(f"{machine()}; {len(tasks)} experts, {runs} runs\n")
     print("| rules | one merge, s | sweep of all values, s | of it for each value, s | sweep / (values × merge) |")
     print("|---|---|---|---|---|")
     for row in rows:
