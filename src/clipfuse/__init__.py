@@ -10,6 +10,7 @@ from clipfuse.version import __version__
 
 if TYPE_CHECKING:
     from clipfuse.errors import ClipfuseError
+    from clipfuse.fusion.add import add
     from clipfuse.fusion.merge import merge
     from clipfuse.fusion.merged import Merged, load
     from clipfuse.models.build import substitute
@@ -20,6 +21,7 @@ HOMES = {
     "HuggingFaceClipVisionPool": "clipfuse.pool",
     "Merged": "clipfuse.fusion.merged",
     "ModelPool": "clipfuse.pool",
+    "add": "clipfuse.fusion.add",
     "load": "clipfuse.fusion.merged",
     "merge": "clipfuse.fusion.merge",
     "substitute": "clipfuse.models.build",
@@ -31,6 +33,7 @@ __all__ = [
     "Merged",
     "ModelPool",
     "__version__",
+    "add",
     "load",
     "merge",
     "substitute",

@@ -240,6 +240,15 @@ def test_fusionbench_settings_of_edits_and_finishes():
     assert found["finishes"] == ["svc", {"name": "expo", "alpha": 0.3}]
 
 
+def test_fusionbench_words_of_continual_methods():
+    theirs = {"name": "dop/dop", "num_steps": 50, "svd_proj_space": "u", "ema_beta": 0.9, "shuffle_order": True}
+    theirs |= {"mgda": True, "save_on_every_step": False, "evaluate_on_every_step": True, "seed": None}
+    ours = {"name": "dop", "steps": 50, "space": "u", "ema": 0.9, "shuffle": True}
+    assert translate({"method": theirs})[0]["method"] == ours
+    found, _ = translate({"method": {"name": "opcm/ties_merging", "threshold": 10}})
+    assert found["method"] == {"name": "continual_ties", "keep": 0.1}
+
+
 def test_fusionbench_names_of_presets():
     words = ["modelpool=CLIPVisionModelPool/clip-vit-base-patch32_TA8", "taskpool=clip-vit-classification_TA8"]
     tree = apply_overrides({}, words)

@@ -20,6 +20,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lines": {"alpha": 0.5, "beta": 0.5},
     "wudi": {"steps": 10},
     "doge_ta": {"steps": 10},
+    "dop": {"steps": 5},
     "della": {"density": 0.5, "epsilon": 0.2},
     "breadcrumbs": {"density": 0.5, "top": 0.1},
     "magnitude_prune": {"keep": 0.3},
@@ -120,7 +121,7 @@ def test_same_seed_same_bits_whatever_the_threads(name: str):
 
 @every_chain
 def test_order_of_experts_does_not_matter(name: str):
-    if name in ORDER_MATTERS:
+    if name in ORDER_MATTERS or chain_for(name).method.rule.continual:
         pytest.skip("its experts have places")
     models = random_models()
     turned = {
@@ -135,6 +136,18 @@ def test_order_of_experts_does_not_matter(name: str):
         else:
             moved = (tensor - models["_pretrained_"][key]).norm()
             assert (tensor - b[key]).norm() <= 1e-4 * moved + 1e-6, key
+
+
+@pytest.mark.parametrize("name", [name for name, rule in FINISHES.items() if not rule.sees_experts])
+def test_a_finish_that_promises_so_does_not_look_at_the_experts(name: str):
+    models = random_models()
+    step = chain_for(name).finishes[0]
+    results = []
+    for tasks in (("digits", "signs"), ("roads",)):
+        view = PoolView(pool_from_memory({"_pretrained_": models["_pretrained_"], **{t: models[t] for t in tasks}}))
+        state = [step.rule.prepare(view, step.cfg)] if step.rule.prepare else []
+        results.append({leaf.name: step.rule.function(leaf, leaf.base.clone(), step.cfg, *state) for leaf in view})
+    assert same_bits(*results)
 
 
 @every_chain

@@ -141,6 +141,35 @@ def test_merged_folders_are_models_for_everyone(tmp_path, capsys):
     assert {row["role"] for row in rows} == {"merged"}
 
 
+def test_adding_an_expert_gives_the_files_of_merging_it_with_the_others(tmp_path, capsys):
+    weights = Path(clipfuse.__file__).parent / "tiny/weights"
+
+    def pool(*names: str) -> str:
+        models = {"_pretrained_": weights / "base", **{name: weights / name for name in names}}
+        return "modelpool={models: {" + ", ".join(f"{name}: '{path}'" for name, path in models.items()) + "}}"
+
+    merge = ("merge", "method=opcm", "method.scaling_factor=0.8", "edits=[dare]")
+    assert clipfuse_command(capsys, *merge, pool("tiny-digits"), "-o", tmp_path / "one")[0] == 0
+    words = ("add", tmp_path / "one", f"expert={weights / 'tiny-signs'}", "--out", tmp_path / "two")
+    status, out, _ = clipfuse_command(capsys, *words)
+    assert status == 0
+    assert "opcm: tiny-signs after 1" in out
+    clipfuse_command(capsys, *merge, pool("tiny-digits", "tiny-signs"), "-o", tmp_path / "whole")
+    for file in ("model.safetensors", "state.safetensors", "clipfuse.json"):
+        assert sha256(tmp_path / "two" / file) == sha256(tmp_path / "whole" / file)
+    words = (
+        "add",
+        tmp_path / "two",
+        f"expert={weights / 'tiny-signs'}",
+        "name=again",
+        "--out",
+        tmp_path / "x",
+        "--json",
+    )
+    status, out, _ = clipfuse_command(capsys, *words)
+    assert json.loads(out)["recipe"]["arrivals"]["order"] == ["tiny-digits", "tiny-signs", "again"]
+
+
 def test_evaluate_knows_full_models_and_writes_reports(tmp_path, capsys):
     base = Path(clipfuse.__file__).parent / "tiny/weights/base"
     expert = base.with_name("tiny-signs")
@@ -197,6 +226,10 @@ BAD = {
     "unknown task": (["run", "method=magmax", POOL, "taskpool={tasks: [tiny-digit]}"], "did you mean 'tiny-digits'"),
     "unknown setting": (["run", "method=ties_merging", "method.kep=0.1", *TINY], "did you mean 'keep'"),
     "unknown key": (["run", "method=magmax", *TINY, "selct=val"], "did you mean 'select'"),
+    "add to what": (["add", "expert=x", "--out", "y"], "add: takes one merged folder"),
+    "add nothing": (["add", ".", "--out", "y"], "expert: is required"),
+    "add to nowhere": (["add", ".", "expert=x"], "--out: is required"),
+    "unknown key of an addition": (["add", ".", "expert=x", "nam=y"], "did you mean 'name'"),
     "unknown key of a merge": (["merge", "method=magmax", POOL, "edit=[dare]"], "did you mean 'edits'"),
     "unknown edit": (["run", "method=magmax", "edits=[dar]", *TINY], "did you mean 'dare'"),
     "wrong type": (["run", "method=ties_merging", "method.keep=much", *TINY], "method.keep"),

@@ -8,7 +8,7 @@ import sys
 import typer
 from typer.exceptions import Abort, TyperException
 
-from clipfuse.cli import check, evaluate, fetch, ls, merge, quickstart, run, show
+from clipfuse.cli import add, check, evaluate, fetch, ls, merge, quickstart, run, show
 from clipfuse.errors import ClipfuseError
 from clipfuse.version import __version__
 
@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (quickstart, run, merge, evaluate, fetch, ls, show, check):
+for verb in (quickstart, run, merge, add, evaluate, fetch, ls, show, check):
     app.command(name=verb.__name__.rsplit(".", 1)[-1])(verb.command)
 
 

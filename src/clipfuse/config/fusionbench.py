@@ -36,11 +36,19 @@ METHODS: dict[str, str] = {
     "doge_ta/doge_ta": "doge_ta",
     "linear/linear_interpolation": "linear_interpolation",
     "slerp/slerp": "slerp",
+    "opcm/opcm": "opcm",
+    "opcm/weight_average": "continual_average",
+    "opcm/task_arithmetic": "continual_task_arithmetic",
+    "opcm/ties_merging": "continual_ties",
+    "dop/dop": "dop",
 }
 """Their name of a method → ours. `dare/x` is the edit dare and the method x; for finishes see `unwrap_finish`."""
 
 CALIBRATED = {"task_singular_vector": ("tsv_merging", 1.0), "wudi": ("wudi", 1.0), "iso_cts": ("iso_cts", 0.2)}
 """Theirs after `singular_value_calibration/` → our method and the alpha of their preset; any other is itself at 0.1."""
+
+CONTINUAL = ("continual_average", "continual_task_arithmetic", "continual_ties", "dop", "opcm")
+"""Methods of ours whose theirs say how models arrive, and what is to be kept of every step."""
 
 SETTINGS: dict[tuple[str, str], tuple[str, Callable[[Any], Any]]] = {
     ("ties_merging", "threshold"): ("keep", per_cent),
@@ -52,12 +60,22 @@ SETTINGS: dict[tuple[str, str], tuple[str, Callable[[Any], Any]]] = {
     ("doge_ta", "K"): ("keep", per_cent),
     ("magnitude_prune", "prune_ratio"): ("keep", rest),
     ("expo", "extrapolation_factor"): ("alpha", same),
+    ("continual_ties", "threshold"): ("keep", per_cent),
+    ("continual_ties", "merge_func"): ("merge", same),
+    ("dop", "num_steps"): ("steps", same),
+    ("dop", "ema_beta"): ("ema", same),
+    ("dop", "svd_epsilon"): ("energy", same),
+    ("dop", "svd_proj_space"): ("space", same),
+    **{(name, "shuffle_order"): ("shuffle", same) for name in CONTINUAL},
 }
 """(our method, edit or finish, their setting) → (our setting, conversion of the value)."""
 
 FIXED: dict[tuple[str, str], tuple[Any, ...]] = {
     ("slerp", "DOT_THRESHOLD"): (0.9995,),
     ("slerp", "epsilon"): (1e-8, "1e-8"),  # a string to YAML 1.1
+    ("dop", "mgda"): (True,),
+    **{(name, key): (True, False) for name in CONTINUAL for key in ("save_on_every_step", "evaluate_on_every_step")},
+    **{(name, "seed"): (None,) for name in CONTINUAL},
 }
 """(our method, their setting) → the values of it that ours always has: left out, where any other is an unknown key."""
 
@@ -142,7 +160,7 @@ def translate_method(tree: Tree, notes: list[str]) -> Tree:
         method["name"] = METHODS[name]
         notes.append(f"method {name} is read as {METHODS[name]}")
     for (owner, theirs), values in FIXED.items():
-        if method.get("name") == owner and method.get(theirs) in values:
+        if method.get("name") == owner and theirs in method and method[theirs] in values:
             notes.append(f"method.{theirs}={method.pop(theirs)} is what {owner} always has")
     steps = [(part, where) for where in ("edits", "finishes") for part in tree.get(where, [])]
     for part, where in [(method, "method"), *steps]:

@@ -6,9 +6,11 @@ Adding one takes its file and its line here; the contract tests, the command lin
 from clipfuse.fusion.arithmetic import simple_average, task_arithmetic, weighted_average  # means and sums
 from clipfuse.fusion.cart import cart  # leading directions around the average
 from clipfuse.fusion.consensus import consensus  # entries that many tasks want
+from clipfuse.fusion.continual import continual_average, continual_task_arithmetic, continual_ties  # one at a time
 from clipfuse.fusion.dare import dare  # edit: drop and rescale
 from clipfuse.fusion.della import della  # edit: drop by magnitude and rescale
 from clipfuse.fusion.doge import doge_ta  # a learned shift of all task vectors
+from clipfuse.fusion.dop import dop  # one at a time: drawn to both of a pair where it matters to them
 from clipfuse.fusion.factors import factors  # edit: scale or negate single experts
 from clipfuse.fusion.finishes import expo, lines, scales  # finishes: scale as a whole, by depth, by name
 from clipfuse.fusion.interpolation import linear_interpolation, multi_slerp, slerp  # lines and arcs between models
@@ -17,6 +19,7 @@ from clipfuse.fusion.knots import knots  # merge in a basis that the experts sha
 from clipfuse.fusion.magmax import magmax  # entry of largest magnitude
 from clipfuse.fusion.metagpt import metagpt  # weights from lengths
 from clipfuse.fusion.model_stock import model_stock  # ratio from angles
+from clipfuse.fusion.opcm import opcm  # one at a time: orthogonal to what is merged so far
 from clipfuse.fusion.pcb import pcb_merging  # entries compete
 from clipfuse.fusion.pruning import breadcrumbs, magnitude_prune  # edits: keep entries by magnitude
 from clipfuse.fusion.quantise import quantise  # edit: few bits
@@ -30,9 +33,13 @@ __all__ = [
     "breadcrumbs",
     "cart",
     "consensus",
+    "continual_average",
+    "continual_task_arithmetic",
+    "continual_ties",
     "dare",
     "della",
     "doge_ta",
+    "dop",
     "expo",
     "factors",
     "iso_c",
@@ -45,6 +52,7 @@ __all__ = [
     "metagpt",
     "model_stock",
     "multi_slerp",
+    "opcm",
     "pcb_merging",
     "quantise",
     "scales",

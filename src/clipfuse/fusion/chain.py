@@ -1,12 +1,16 @@
 """Chains: edits, one method, finishes, with their checked settings: everything that is done to a leaf."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
+
+from torch import Tensor
 
 from clipfuse.config import parse
 from clipfuse.errors import ConfigError
 from clipfuse.fusion.registry import EDITS, FINISHES, TABLES, Kind, Rule, Uses, find
+from clipfuse.pool import Leaf, PoolView
 from clipfuse.pool.view import Grain, coarsest
 
 
@@ -20,6 +24,23 @@ class Step:
     def to_tree(self) -> dict[str, Any]:
         """Name and settings, as in YAML."""
         return {"name": self.rule.name, **self.cfg.model_dump(mode="json")}
+
+
+def call(step: Step, state: Any, leaf: Leaf, *delta: Tensor) -> Tensor:
+    """A step's function on a leaf, its state appended if it prepares one."""
+    return step.rule.function(leaf, *delta, step.cfg, *([state] if step.rule.prepare else []))
+
+
+def behind(edits: Sequence[Step], view: PoolView) -> tuple[PoolView, list[Any]]:
+    """The view through some edits, and the state of each, prepared on what it sees through those before it."""
+    done: list[Callable[[Leaf], Tensor]] = []
+    states: list[Any] = []
+    grain: Grain = "element"
+    for edit in edits:
+        states.append(edit.rule.prepare(view.through(done, grain), edit.cfg) if edit.rule.prepare else None)
+        done.append(partial(call, edit, states[-1]))
+        grain = coarsest(grain, edit.rule.grain)
+    return view.through(done, grain), states
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,8 @@ Order: edits(τ) → rule → × scaling_factor → finishes → θ0 + Δ, in fl
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +14,8 @@ from torch import Tensor
 
 from clipfuse.checkpoints.safetensors_file import TensorSpec
 from clipfuse.errors import ConfigError, PoolError
-from clipfuse.fusion.arrivals import merge_arrivals
-from clipfuse.fusion.chain import Chain, Step
+from clipfuse.fusion.arrivals import Arrived, arrive
+from clipfuse.fusion.chain import Chain, Step, behind, call
 from clipfuse.fusion.sinks import Sink, TensorSink, scratch
 from clipfuse.fusion.streams import Run
 from clipfuse.pool import Leaf, ModelPool, PoolView
@@ -41,6 +40,11 @@ class Prepared:
     def pool(self) -> ModelPool:
         return self.view.pool
 
+    @property
+    def arrived(self) -> Arrived | None:
+        """What a continual method has merged."""
+        return self.states[len(self.chain.edits)] if self.chain.method.rule.continual else None
+
     def result_specs(self, dtype: torch.dtype | None = None) -> dict[str, TensorSpec]:
         """Shape and dtype of every merged parameter: the base's (or first expert's) unless `dtype` is given."""
         return {name: TensorSpec(spec.shape, dtype or spec.dtype) for name, spec in self.pool.specs.items()}
@@ -59,42 +63,48 @@ def check_chain(chain: Chain, view: PoolView) -> None:
         raise PoolError(f"{what}: needs a base; the pool has no _pretrained_ model")
     if rule.models is not None and len(pool) != rule.models:
         raise PoolError(f"{rule.name}: takes {rule.models} experts; the pool has {len(pool)} ({', '.join(pool.tasks)})")
-    replace(view, appetite=chain.memory).check_memory(chain.grain)
+    share = min(2 / len(pool), 1) if rule.continual else 1  # of the experts that are in work at a time
+    replace(view, appetite=chain.memory * share).check_memory(chain.grain)
     for step in chain.steps:
         if step.rule.prepare and not step.rule.passes:
             step.rule.prepare(view, step.cfg)
 
 
-def prepare(chain: Chain, view: PoolView) -> Prepared:
+def prepare(chain: Chain, view: PoolView, before: Arrived | None = None) -> Prepared:
     """Check a chain against a pool and let its steps look at the whole pool first.
 
-    The view gives pool, threads, memory, device and progress; the chain gives edits and seed. Raises as `check_chain`.
+    The view gives pool, threads, memory, device and progress; the chain gives edits and seed. A continual method
+    merges here, and goes on from `before` if that is given. Raises as `check_chain`.
     """
     check_chain(chain, view)
     for task in view.pool.unmoved():
         log.warning("%s: equals the base: its task vector is zero", task)
     raw = replace(view, seed=chain.seed, appetite=chain.memory, edits=(), grain="element")
-    states: list[Any] = []
-    edits: list[Callable[[Leaf], Tensor]] = []
-    grain: Grain = "element"
-    for step in chain.steps:
-        sees = raw if step.rule.kind == "finish" else raw.through(edits, grain)
-        in_steps = step.rule.continual  # arrivals prepares it, once for each expert
-        states.append(step.rule.prepare(sees, step.cfg) if step.rule.prepare and not in_steps else None)
-        if step.rule.kind == "edit":
-            edits.append(partial(call, step, states[-1]))
-            grain = coarsest(grain, step.rule.grain)
-    return Prepared(chain, raw.through(edits, grain), tuple(states))
+    if chain.method.rule.continual:
+        return after_arrivals(chain, raw, arrive(chain, raw, before))
+    view, states = behind(chain.edits, raw)
+    method = chain.method
+    states.append(method.rule.prepare(view, method.cfg) if method.rule.prepare else None)
+    return Prepared(chain, view, (*states, *finishing(chain, raw)))
 
 
-def call(step: Step, state: Any, leaf: Leaf, *delta: Tensor) -> Tensor:
-    """A step's function on a leaf, its state appended if it prepares one."""
-    return step.rule.function(leaf, *delta, step.cfg, *([state] if step.rule.prepare else []))
+def after_arrivals(chain: Chain, raw: PoolView, arrived: Arrived) -> Prepared:
+    """A chain whose method has merged the experts: what is left reads the base and what is merged."""
+    appetite = max([4 / len(raw.tasks), *(step.rule.memory for step in chain.finishes)])
+    view = replace(raw, progress=None, appetite=appetite)
+    return Prepared(chain, view, (*[None] * len(chain.edits), arrived, *finishing(chain, raw)))
+
+
+def finishing(chain: Chain, raw: PoolView) -> list[Any]:
+    """The state of each finish, prepared on the pool before the edits."""
+    return [step.rule.prepare(raw, step.cfg) if step.rule.prepare else None for step in chain.finishes]
 
 
 def merged_leaf(prepared: Prepared, leaf: Leaf) -> Tensor:
     """Δ before λ and finishes, or θ of a method that merges weights, of one leaf as stored."""
     rule = prepared.chain.method.rule
+    if prepared.arrived:
+        return prepared.arrived.delta(leaf)
     if leaf.untouched and rule.returns == "delta":
         return torch.zeros_like(leaf.base)
     edited = prepared.view.edited(leaf)
@@ -140,7 +150,7 @@ def finished_leaf(prepared: Prepared, leaf: Leaf, merged: Tensor, factor: float)
 def run(prepared: Prepared, sink: Sink, specs: Mapping[str, TensorSpec]) -> Counter[str]:
     """Merge every leaf into `sink` in the dtypes of `specs`; what edits and rules counted, added up."""
     chain = prepared.chain
-    if chain.method.rule.streams or chain.method.rule.continual:
+    if chain.method.rule.streams:
         with scratch(prepared.result_specs(torch.float32)) as unscaled:
             measured = run_unscaled(prepared, (unscaled,))
             run_scaled(prepared, (unscaled,), sink, specs)
@@ -157,8 +167,6 @@ def run_unscaled(prepared: Prepared, parts: Parts) -> Counter[str]:
     """The part of a merge that a sweep shares, into `parts`: Δ before λ and finishes, or the two ends of it."""
     chain, rule, view = prepared.chain, prepared.chain.method.rule, prepared.view
     sinks = [TensorSink(part) for part in parts]
-    if rule.continual:
-        return merge_arrivals(prepared, parts[0])
     if rule.streams:
         state = prepared.states[len(chain.edits)]
         extra = [state] if rule.prepare else []

@@ -30,8 +30,8 @@ class Factors(Config):
 
 def factor_row(view: PoolView, cfg: Factors) -> list[float]:
     for name in cfg.factors:
-        if name not in view.tasks:
-            raise ConfigError("edits.factors: " + unknown("expert", name, view.tasks))
+        if name not in view.known:
+            raise ConfigError("edits.factors: " + unknown("expert", name, view.known))
     return [cfg.factors.get(task, 1.0) for task in view.tasks]
 
 

@@ -44,7 +44,7 @@ def count_blocks(view: PoolView, cfg: Config) -> int:
     return 1 + max((int(found[1]) for name in view.specs if (found := BLOCK.match(name))), default=0)
 
 
-@finish(paper=LINES, grain="element", prepare=count_blocks)
+@finish(paper=LINES, grain="element", prepare=count_blocks, sees_experts=False)
 def lines(leaf: Leaf, delta: Float[Tensor, "*shape"], cfg: Lines, blocks: int) -> Float[Tensor, "*shape"]:
     """Scale the merged task vector linearly with depth (Wang et al., 2025).
 
@@ -64,7 +64,7 @@ class Expo(Config):
     """Share by which Δ is extrapolated."""
 
 
-@finish(paper=EXPO, grain="element")
+@finish(paper=EXPO, grain="element", sees_experts=False)
 def expo(leaf: Leaf, delta: Float[Tensor, "*shape"], cfg: Expo) -> Float[Tensor, "*shape"]:
     """Extrapolate beyond the merged model (Zheng et al., 2024).
 
@@ -98,7 +98,7 @@ def factors_by_name(view: PoolView, cfg: Scales) -> dict[str, float]:
     return {name: cfg.scales[int(block[1])] if (block := BLOCK.match(name)) else 1.0 for name in found}
 
 
-@finish(paper=LINES, grain="element", prepare=factors_by_name)
+@finish(paper=LINES, grain="element", prepare=factors_by_name, sees_experts=False)
 def scales(
     leaf: Leaf, delta: Float[Tensor, "*shape"], cfg: Scales, factors: dict[str, float]
 ) -> Float[Tensor, "*shape"]:

@@ -3,6 +3,7 @@
 import logging
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +18,8 @@ from clipfuse.checkpoints.writer import SafetensorsWriter, check_output, new_fol
 from clipfuse.cores import available_cores
 from clipfuse.errors import ConfigError, ModelError, PoolError
 from clipfuse.fusion.chain import Chain, configure
-from clipfuse.fusion.engine import Parts, Prepared, prepare, run, run_scaled, run_unscaled
-from clipfuse.fusion.merged import NO_GEOMETRY, SCHEMA, Merged, hub_writer, load, write_description
+from clipfuse.fusion.engine import Parts, Prepared, add_up, prepare, run, run_scaled, run_unscaled
+from clipfuse.fusion.merged import NO_GEOMETRY, SCHEMA, Merged, hub_writer, load, write_description, write_state
 from clipfuse.fusion.sinks import Sink, TensorSink
 from clipfuse.pool import HuggingFaceClipVisionPool, ModelPool, PoolView, pool_from_memory
 from clipfuse.pool.view import Progress
@@ -84,13 +85,15 @@ def finished(
     geometry = prepared.pool.geometry
     if out is None:
         sink = TensorSink.empty(specs)
-        return Merged(sink.tensors, make_recipe(prepared, specs, fill(sink)), geometry)
+        return Merged(sink.tensors, make_recipe(prepared, specs, fill(sink)), geometry, state=prepared.arrived)
     if geometry is None:
         raise ModelError(NO_GEOMETRY)
     began = time.perf_counter()
     with new_folder(Path(out), overwrite) as folder:
         with hub_writer(folder, specs) as writer:
             measured = fill(HubSink(writer))
+        if prepared.arrived:
+            write_state(folder, prepared.arrived)
         write_description(folder, make_recipe(prepared, specs, measured), geometry)
     name, seconds = prepared.chain.method.rule.name, time.perf_counter() - began
     log.info("%s of %d experts merged and written in %.2f s", name, len(prepared.pool), seconds)
@@ -225,5 +228,11 @@ def make_recipe(prepared: Prepared, specs: Mapping[str, TensorSpec], measured: M
         "dtype": dtypes[0] if len(dtypes) == 1 else dtypes,
         "pool": prepared.pool.members,
     }
-    extra = {"measured": dict(sorted(measured.items())), "warnings": prepared.pool.warnings}
+    arrived = prepared.arrived
+    measured = add_up([arrived.tally, Counter(measured)]) if arrived else measured
+    extra = {
+        "arrivals": arrived and arrived.to_tree(),
+        "measured": dict(sorted(measured.items())),
+        "warnings": prepared.pool.warnings,
+    }
     return recipe | {key: value for key, value in extra.items() if value}

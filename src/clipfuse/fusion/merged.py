@@ -1,6 +1,7 @@
 """What a merge returns: weights with their recipe, in memory or in the folder that they were written to."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,10 @@ from clipfuse.checkpoints.card import model_card
 from clipfuse.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from clipfuse.checkpoints.geometry import Geometry, read_geometry
 from clipfuse.checkpoints.names import hub_name
-from clipfuse.checkpoints.safetensors_file import TensorSpec
+from clipfuse.checkpoints.safetensors_file import SafetensorsFile, TensorSpec
 from clipfuse.checkpoints.writer import SafetensorsWriter, new_folder, write_text
 from clipfuse.errors import CheckpointError, ModelError
+from clipfuse.fusion.arrivals import Arrived
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from clipfuse.models.encoder import ClipBase, VisionEncoder
 
 RECIPE = "clipfuse.json"
+STATE = "state.safetensors"
+"""What a continual merge can go on from."""
 SCHEMA = 1
 NO_GEOMETRY = "the pool was made of state dicts, whose geometry is not known: merge modules or folders"
 
@@ -36,6 +40,8 @@ class Merged:
     geometry: Geometry | None = None
     kind: Literal["weights"] = "weights"
     """How many sets of weights there are and what inference needs; one set so far."""
+    state: Arrived | None = field(default=None, repr=False)
+    """What a continual method has merged, for `clipfuse.add` to go on from."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors by the hub's names (`vision_model.encoder…`), as on disk."""
@@ -82,11 +88,37 @@ class Merged:
             with hub_writer(temporary, specs) as writer:
                 for name, tensor in self.tensors.items():
                     writer.write(hub_name(name), tensor)
+            if self.state:
+                write_state(temporary, self.state)
 
 
 def hub_writer(folder: Path, specs: Mapping[str, TensorSpec]) -> SafetensorsWriter:
     """A writer of `model.safetensors` under the hub's names."""
     return SafetensorsWriter(folder / "model.safetensors", {hub_name(name): spec for name, spec in specs.items()})
+
+
+def write_state(folder: Path, state: Arrived) -> None:
+    """S of a continual merge, a task vector in float32 under canonical names."""
+    specs = {name: TensorSpec(tuple(tensor.shape), torch.float32) for name, tensor in sorted(state.merged.items())}
+    with SafetensorsWriter(folder / STATE, specs, {"kind": "task_vector"}) as writer:
+        for name in specs:
+            writer.write(name, state.merged[name])
+
+
+def read_state(folder: Path, recipe: Mapping[str, Any]) -> Arrived | None:
+    """What a continual method has merged, None where it is not there. Raises CheckpointError if it is damaged."""
+    path, arrivals = folder / STATE, recipe.get("arrivals")
+    if not arrivals or not path.is_file():
+        return None
+    store = SafetensorsFile(path)
+    merged = Checkpoint({name: (store, name) for name in store.specs}, str(path), (path,), is_delta=True)
+    try:
+        order, norms = tuple(map(str, arrivals["order"])), tuple(map(float, arrivals["norms"]))
+        if len(order) != len(norms) or any(store.specs[name].dtype != torch.float32 for name in store.specs):
+            raise ValueError
+        return Arrived(merged, order, norms, float(arrivals["factor"]), Counter(recipe.get("measured", {})))
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{folder}: {RECIPE} and {STATE} are not those of a continual merge") from None
 
 
 def write_description(folder: Path, recipe: Mapping[str, Any], geometry: Geometry) -> None:
@@ -125,4 +157,4 @@ def load(folder: str | Path) -> Merged:
     if recipe is None:
         raise CheckpointError(f"{folder}: holds no {RECIPE}; clipfuse.load restores what clipfuse merged")
     tensors: Checkpoint = open_checkpoint(folder, str(folder))
-    return Merged(tensors, recipe, read_geometry(folder))
+    return Merged(tensors, recipe, read_geometry(folder), state=read_state(folder, recipe))

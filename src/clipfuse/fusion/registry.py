@@ -24,12 +24,21 @@ class DeltaConfig(Config):
     """λ in θ0 + λΔ, dimensionless; applied by the engine."""
 
 
+class ContinualConfig(DeltaConfig):
+    """Settings of every method that experts arrive at one at a time."""
+
+    shuffle: bool = False
+    """Let experts arrive in an order drawn from `seed` and their names, not in the pool's."""
+    seed: int = 0
+    """For the order of arrival."""
+
+
 @dataclass(frozen=True)
 class Norms:
     """Euclidean norms over the whole model, float64: what `rescale` gets."""
 
     merged: float
-    """‖Δ‖ of what the method returned."""
+    """‖S‖ of what the method returned last."""
     experts: tuple[float, ...]
     """‖τ_k‖, one an expert merged so far, in order."""
 
@@ -58,7 +67,9 @@ class Rule:
     continual: bool = False
     """Whether experts arrive one at a time: the function gets leaves of what is merged so far and the next expert."""
     rescale: Callable[[Norms], float] | None = None
-    """One global factor, applied after all leaves."""
+    """One global factor, applied after all leaves: Δ = factor · S."""
+    sees_experts: bool = True
+    """Whether a finish looks at the experts' task vectors; `add` has only those of the expert that it adds."""
     memory: float = 4.0
     """Most memory that work on a leaf takes, in sizes of its task vectors (task, *shape) as float32."""
     work: Callable[[Shape, int, Any], float] | None = None
@@ -143,14 +154,18 @@ def finish(
     grain: Grain,
     prepare: Callable[..., Any] | None = None,
     passes: int = 0,
+    sees_experts: bool = True,
     memory: float = 4.0,
     work: Callable[[Shape, int, Any], float] | None = None,
 ) -> Decorator:
     """Register `(leaf, delta, cfg[, state]) → Tensor (*shape)` under its own name: a finished merged task vector.
 
-    `leaf` is as it was before the edits.
+    `leaf` is as it was before the edits; with `sees_experts=False` the function promises not to look at its experts.
     """
-    return register("finish", paper=paper, grain=grain, prepare=prepare, passes=passes, memory=memory, work=work)
+    return register(
+        "finish", paper=paper, grain=grain, prepare=prepare, passes=passes, sees_experts=sees_experts, memory=memory,
+        work=work,
+    )  # fmt: skip
 
 
 def find(kind: Kind, name: str) -> Rule:

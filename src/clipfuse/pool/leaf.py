@@ -78,6 +78,11 @@ class Leaf:
         """Whether this is a whole 2-D weight (of a Linear layer, or the position embedding), neither slice nor bias."""
         return self.stored_experts[0].ndim == 2
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether this is a whole weight of a Linear layer: a matrix, but not the position embedding."""
+        return self.is_matrix and not self.name.startswith("embeddings.")
+
     def with_deltas(self, deltas: Float[Tensor, "task *shape"]) -> "Leaf":
         """The same leaf with edited task vectors; what an edit or a rule sees after an edit."""
         kept = {name: value for name, value in vars(self).items() if name not in ("deltas", "experts")}

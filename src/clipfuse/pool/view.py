@@ -58,11 +58,18 @@ class PoolView:
     """Most memory that work on a leaf takes, in sizes of its float32 task vectors (task, *shape)."""
     only: frozenset[str] | None = None
     """Names of the parameters that it shows; None is all."""
+    others: tuple[str, ...] = ()
+    """Names of experts that are merged with these but are not in this pool: they have arrived already, or will."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the experts."""
         return self.pool.tasks
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """Names of all experts that a setting may speak of."""
+        return tuple(dict.fromkeys((*self.others, *self.tasks)))
 
     @property
     def specs(self) -> dict[str, TensorSpec]:

@@ -60,6 +60,8 @@ def make_plan(tree: Mapping[str, Any]) -> Plan:
     if config.out:
         check_output(Path(config.out), config.overwrite, [f for c in pool.checkpoints for f in c.files])
     written = sum(spec.numel * (dtype or spec.dtype).itemsize for spec in pool.specs.values())
+    if chain.method.rule.continual:  # what it goes on from, float32
+        written += sum(4 * spec.numel for spec in pool.specs.values())
     check_space(Path(config.out or "."), written)
     return Plan(
         method=chain.title,
@@ -70,7 +72,7 @@ def make_plan(tree: Mapping[str, Any]) -> Plan:
         bytes_read=pool.nbytes * chain.passes,
         bytes_written=written,
         passes=chain.passes,
-        peak_memory=peak_memory(chain, pool.specs, len(pool)),
+        peak_memory=peak_memory(chain, pool.specs, 2 if chain.method.rule.continual else len(pool)),
         uses=chain.uses,
         tasks=tuple(task.name for task in tasks),
         warnings=tuple(pool.warnings),
