@@ -42,8 +42,11 @@ class OutputError(ClipfuseError):
 def unknown(what: str, name: str, known: Iterable[str], limit: int = 12) -> str:
     """`unknown method 'tis_merging'; did you mean 'ties_merging'? Known: magmax, ties_merging, …`."""
     names = sorted(known)
-    close = get_close_matches(name, names, n=1) or get_close_matches(
-        name.lower(), [n for n in names if name.lower() in n.lower()] or names, n=1, cutoff=0.5
+    inside = sorted((n for n in names if name.lower() in n.lower()), key=lambda n: n.lower().index(name.lower()))
+    close = (
+        get_close_matches(name, names, n=1)
+        or get_close_matches(name.lower(), inside or names, n=1, cutoff=0.5)
+        or (inside[:1] if len(name) > 1 else [])
     )
     hint = f"; did you mean {close[0]!r}?" if close else "."
     more = f" and {len(names) - limit} more" if len(names) > limit else ""

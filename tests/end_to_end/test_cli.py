@@ -238,7 +238,7 @@ BAD = {
     "edits on weights": (["run", "method=simple_average", "edits=[dare]", *TINY], "takes no edits"),
     "values without select": (["run", "method=magmax", "method.scaling_factor=1,2", *TINY], "select=val"),
     "one value to select": (["run", "method=magmax", "select=val", *TINY], "nothing to choose"),
-    "values of another setting": (["run", "method=ties_merging", "method.keep=0.1,0.2", "select=val", *TINY], "only scaling_factor"),
+    "values of another setting": (["run", "method=ties_merging", "method.keep=0.1,0.2", "select=val", *TINY], "scaling_factor takes a list"),
     "not a number": (["run", "method=magmax", "method.scaling_factor=nan", *TINY], "finite"),
     "no tasks": (["run", "method=magmax", POOL, "taskpool={tasks: []}"], "at least 1"),
     "a task twice": (["run", "method=magmax", POOL, "taskpool={tasks: [tiny-signs, TINY_signs]}"], "is in it twice"),
