@@ -126,17 +126,22 @@ def every_chain(tasks: Sequence[str]) -> list[str]:
     return found
 
 
+def as_word(value: Any) -> str:
+    """A value in the command line's grammar: quoted keys are not understood."""
+    return yaml.safe_dump([value], default_flow_style=True, width=10**6).strip()[1:-1]
+
+
 def clipfuse_case(chain: str, pool: Path, tasks: Sequence[str]) -> Case:
     """`dare+task_arithmetic` → clipfuse merge method=task_arithmetic edits=[…]. Raises as `parse`."""
     tree = parse(chain, tasks)
     program = str(Path(sys.executable).with_name("clipfuse"))
     words = ["method=" + tree["method"].pop("name"), f"modelpool={pool}"]
-    words += [f"method.{key}={json.dumps(value)}" for key, value in tree["method"].items()]
+    words += [f"method.{key}={as_word(value)}" for key, value in tree["method"].items()]
     for group in ("edits", "finishes"):
         if tree[group]:
             words.append(f"{group}=[{','.join(part['name'] for part in tree[group])}]")
             settings = ((part["name"], key, value) for part in tree[group] for key, value in part.items())
-            words += [f"{group}.{name}.{key}={json.dumps(value)}" for name, key, value in settings if key != "name"]
+            words += [f"{group}.{name}.{key}={as_word(value)}" for name, key, value in settings if key != "name"]
     reference = chain if chain in REFERENCES else None
     return Case("clipfuse", chain, lambda out: [program, "merge", *words, "--out", str(out), "--json"], reference)
 

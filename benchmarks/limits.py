@@ -29,13 +29,16 @@ class Limit:
     """MB of anonymous memory above `import torch`."""
 
 
-def limit(name: str, chain: Chain, arch: str, experts: int, floor: float, products: float | None) -> Limit:
-    """The limits of a chain, given what the floor and wudi's products took in this run."""
-    element = chain.grain == "element"
-    memory = TIES_MEMORY if "ties_merging" in name else ELEMENT_MEMORY if element else MATRIX_MEMORY[arch]
+def limit(name: str, chain: Chain, arch: str | None, experts: int, floor: float, products: float | None) -> Limit:
+    """The limits of a chain, given what the floor and wudi's products took in this run; of an unknown pool few."""
+    element, memory = chain.grain == "element", math.inf
+    if arch:
+        memory = TIES_MEMORY if "ties_merging" in name else ELEMENT_MEMORY if element else MATRIX_MEMORY[arch]
     if name in PRODUCTS and products is not None:
         return Limit(PRODUCTS[name] * products, f"{PRODUCTS[name]} × its products' {products:.1f} s", memory)
-    if (arch, experts) == ("b32", 8) and name in SECONDS:
+    if (arch, experts) != ("b32", 8):
+        return Limit(memory=memory)
+    if name in SECONDS:
         return Limit(SECONDS[name], f"{SECONDS[name]} s", memory)
     if element and chain.passes == 1 and not chain.edits and not chain.finishes:
         return Limit(FLOOR * floor, f"{FLOOR} × floor = {FLOOR * floor:.2f} s", memory)

@@ -158,8 +158,10 @@ def make_pool(out: Path, recipe: Recipe = Recipe(), experts: int = 8, files: int
     for number, name in enumerate(names):
         models.append({"name": name, "path": str((out / folders[number % len(folders)]).absolute())})
     tree = {"type": "huggingface_clip_vision", "models": models}
-    pool = out / ("pool.yaml" if len(folders) == len(names) else f"pool-{len(names)}.yaml")
-    pool.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    text, pool = yaml.safe_dump(tree, sort_keys=False), out / "pool.yaml"
+    if pool.exists() and pool.read_text(encoding="utf-8") != text:  # of another number of experts
+        pool = out / f"pool-{len(names)}.yaml"
+    pool.write_text(text, encoding="utf-8")
     count = sum(tensor.numel() for tensor in vision.values())
     print(f"{pool}: base and {len(names)} experts of {count:,} parameters, {len(vision)} tensors, {recipe.dtype}")
     return pool

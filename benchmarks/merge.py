@@ -15,6 +15,7 @@ are checked against it before anything is printed of them. Status 1 if one is wr
 import json
 import sys
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -74,11 +75,11 @@ def table(cases: list[Case], floors: list[float], bare: Run, asked: Mapping[str,
 
 def within(taken: float | None, most: float) -> str:
     """ "ok" or "OVER"; nothing where nothing is asked or measured."""
-    return "" if taken is None or most == float("inf") else " ok" if taken <= most else " **OVER**"
+    return "" if taken is None or most == inf else " ok" if taken <= most else " **OVER**"
 
 
 def judge(
-    cases: list[Case], arch: str, tasks: list[str], floors: list[float], bare: Run, products: float | None
+    cases: list[Case], arch: str | None, tasks: list[str], floors: list[float], bare: Run, products: float | None
 ) -> dict[str, tuple[str, str]]:
     """(limit of seconds, limit of MB) as cells, by chain, with a word of whether it is kept."""
     cells = {}
@@ -88,7 +89,8 @@ def judge(
         asked = limit(case.chain, configure(**parse(case.chain, tasks)), arch, len(tasks), median(floors), products)
         inside = median(case.inside) if case.inside else None
         seconds = f"{asked.why}{within(inside, asked.seconds)}" if asked.why else "-"
-        cells[case.chain] = (seconds, f"{asked.memory:,.0f}{within(memory(case, bare), asked.memory)}")
+        most = f"{asked.memory:,.0f}{within(memory(case, bare), asked.memory)}" if asked.memory < inf else "-"
+        cells[case.chain] = (seconds, most)
     return cells
 
 
@@ -116,7 +118,7 @@ def warm_up(cases: list[Case], weights: list[Path], scratch: Path, checks: bool)
 
 def main(
     case: Annotated[list[str] | None, typer.Option(help="Chains such as dare+task_arithmetic, or all.")] = None,
-    pool: Annotated[Path | None, typer.Option(help="YAML of another pool (taken for --arch's limits).")] = None,
+    pool: Annotated[Path | None, typer.Option(help="YAML of another pool; few limits are known of it.")] = None,
     arch: Annotated[Arch, typer.Option(help="Of the random pool.")] = "b32",
     experts: Annotated[int, typer.Option(min=1, help="Of the random pool; more than eight share eight files.")] = 8,
     runs: Annotated[int, typer.Option(min=1, help="Timed rounds after the warm-up.")] = 5,
@@ -126,6 +128,7 @@ def main(
     root: Annotated[Path, typer.Option(help="Where pools, environments and outputs lie.")] = Path(".bench"),
 ) -> None:
     """Time merges beside the floor, and check them."""
+    known = None if pool else arch
     pool = pool or make_pool(root / arch, Recipe(arch), experts, min(experts, 8))
     models = yaml.safe_load(pool.read_text(encoding="utf-8"))["models"]
     weights = [Path(model["path"]) / "model.safetensors" for model in models]
@@ -166,9 +169,10 @@ def main(
     print(f"floor: {spread(floors)} s = reading {size / 1e9:.2f} GB {reading} + writing one model {writing}")
     print(f"`import torch` alone: {spread(imports)} s, {(bare.anonymous or 0) / 1e6:,.0f} MB anonymous")
     print(f"median (range) of {runs} rounds; load {load()} at the end; × floor within each round\n")
-    print(table(cases, floors, bare, judge(cases, arch, tasks, floors, bare, products)))
+    print(f"{table(cases, floors, bare, judge(cases, known, tasks, floors, bare, products))}\n")
     if checks:
-        print("\n" + "\n".join(f"* {entry.tool} {entry.chain}: {entry.verdict}" for entry in cases))
+        for verdict in dict.fromkeys(entry.verdict for entry in cases):
+            print(f"* {verdict}: {', '.join(f'{e.tool} {e.chain}' for e in cases if e.verdict == verdict)}")
     print("\n".join(compare_peers(cases)))
     own = [entry for entry in cases if entry.tool == "clipfuse"]
     if len(own) < len(chains) or any("WRONG" in entry.verdict for entry in own):
