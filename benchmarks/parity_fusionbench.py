@@ -204,6 +204,11 @@ def main(
         found = compare(row, pools[row.pool], theirs[row.name], exact)
         wrong |= found.wrong
         print(found, flush=True)
+    if not method:
+        known = {row.method for row in comparisons(2)} | {
+            part["name"] for r in rows for part in (*r.edits, *r.finishes)
+        }
+        print(f"\nNot compared, FusionBench has none: {', '.join(sorted({*METHODS, *EDITS, *FINISHES} - known))}")
     if wrong:
         raise typer.Exit(1)
 
