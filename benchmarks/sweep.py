@@ -35,7 +35,7 @@ def main(
     for name in case or ["task_arithmetic", "ties_merging"]:
         single = configure(**parse(name, tasks))
         chain = replace(single, values=tuple(round(0.05 * k, 2) for k in range(values)))
-        taken: dict[str, list[float]] = {"merge": [], "sweep": [], "value": []}
+        taken: dict[str, list[float]] = {"merge": [], "once": [], "sweep": [], "value": []}
         merge(pool, single)
         for _ in range(runs):
             began = time.perf_counter()
@@ -44,6 +44,7 @@ def main(
             began = time.perf_counter()
             swept = sweep(pool, chain)
             merged = time.perf_counter()
+            taken["once"].append(merged - began)
             sink = TensorSink.empty(swept.specs)
             for value in swept.values:
                 swept.write(value, sink)
@@ -54,11 +55,12 @@ def main(
         print(json.dumps(rows))
         return
     print(f"{machine()}; {len(tasks)} experts, {runs} runs\n")
-    print("| rules | one merge, s | sweep of all values, s | of it for each value, s | sweep / (values × merge) |")
-    print("|---|---|---|---|---|")
+    print("| rules | one merge, s | sweep, all values, s | up to λ, s | each value, s | sweep / (values × merge) |")
+    print("|---|---|---|---|---|---|")
     for row in rows:
         ratios = [s / (m * values) for s, m in zip(row["sweep"], row["merge"], strict=True)]
-        cells = [spread(row["merge"]), f"{spread(row['sweep'])} for {values}", spread(row["value"], 3), spread(ratios)]
+        cells = [spread(row["merge"]), f"{spread(row['sweep'])} for {values}", spread(row["once"])]
+        cells += [spread(row["value"], 3), spread(ratios)]
         print(f"| {row['chain']} | {' | '.join(cells)} |")
 
 
