@@ -39,6 +39,12 @@ def work(shape: Shape, experts: int, cfg: Opcm) -> float:
     return 30.0 * rows * columns * min(rows, columns) * (experts - 1)
 
 
+def true_rank(s: Float[Tensor, "rank"], length: int) -> int:
+    """How many singular values are the matrix's own: rounding makes many small ones, chance makes one or two."""
+    rank = int((s > s[0] * length * torch.finfo(s.dtype).eps).sum())
+    return rank if len(s) - rank > max(1, len(s) // 256) else int((s > 0).sum())
+
+
 @method(paper=OPCM, grain="matrix", continual=True, rescale=to_mean_norm, memory=8.0, work=work)
 def opcm(leaf: Leaf, cfg: Opcm) -> Float[Tensor, "*shape"]:
     """Orthogonal-projection continual merging (Tang et al., 2025).
@@ -63,7 +69,7 @@ def opcm(leaf: Leaf, cfg: Opcm) -> Float[Tensor, "*shape"]:
     if not leaf.is_linear:
         return merged + arriving
     u, s, vh = svd(merged)
-    rank = int((s > s[0] * max(merged.shape) * torch.finfo(s.dtype).eps).sum())
+    rank = true_rank(s, max(merged.shape))
     u, vh = u[:, :rank], vh[:rank]
     inside = u.mT @ arriving @ vh.mT
     share = s[:rank].double().cumsum(0)
