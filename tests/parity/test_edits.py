@@ -240,6 +240,9 @@ def test_quantise_is_off_by_half_a_step_at_most_and_keeps_zeros_and_constants():
     for model in (like_base(torch.zeros_like), like_base(lambda t: torch.full_like(t, 0.3))):
         found = clipfuse.merge(model, "task_arithmetic", edits=[{"name": "quantise", "bits": 1}], scaling_factor=1.0)
         assert torch.equal(flat(dict(found.tensors)), flat(model["signs"]))
+    halves = like_base(lambda t: torch.arange(t.numel()).view(t.shape) % 3 / 2 + 0.5)  # three integers, but for a clamp
+    found = clipfuse.merge(halves, "task_arithmetic", edits=[{"name": "quantise", "bits": 1}], scaling_factor=1.0)
+    assert all(tensor.unique().tolist() == [0.0, 1.0] for tensor in found.tensors.values())
     spiked = like_base(lambda t: torch.zeros_like(t))
     for tensor in spiked["signs"].values():
         tensor.view(-1)[:2] = torch.tensor([-0.3, 1.0])

@@ -42,7 +42,7 @@ class Della(Config):
     @model_validator(mode="after")
     def are_probabilities(self) -> "Della":
         low, high = self.density - self.reach, self.density + self.reach
-        if low <= 0 or high > 1 + 1e-9:
+        if low <= 0 or high > 1:
             raise ValueError(f"probabilities from {low:g} to {high:g} must lie in (0, 1]")
         return self
 

@@ -35,7 +35,7 @@ def flop(shape: tuple[int, ...], experts: int, cfg: Svc) -> float:
     return (20.0 + 2 * experts) * math.prod(shape) * min(shape) if len(shape) == 2 else 0.0
 
 
-@finish(paper=SVC, grain="matrix", memory=5.0, work=flop)
+@finish(paper=SVC, grain="matrix", work=flop)
 def svc(leaf: Leaf, delta: Float[Tensor, "*shape"], cfg: Svc) -> Float[Tensor, "*shape"]:
     """Calibrate the singular values of the merged task vector (Li et al., 2026).
 
