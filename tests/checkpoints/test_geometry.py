@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from clipfuse.checkpoints.geometry import Geometry, read_geometry
+from clipfuse.checkpoints.geometry import Geometry, parameter_shapes, read_geometry
 from clipfuse.errors import CheckpointError
 
 LARGE = Geometry(
@@ -35,6 +35,13 @@ def test_defaults_are_those_of_transformers():
 @pytest.mark.parametrize("geometry", [Geometry(), LARGE])
 def test_written_and_read_again(tmp_path: Path, geometry: Geometry):
     assert read_geometry(write(tmp_path, geometry.to_config())) == geometry
+
+
+def test_parameters_are_those_of_transformers():
+    from random_models import SMALL, vision_model
+
+    shapes = {name: tuple(tensor.shape) for name, tensor in vision_model(0).state_dict().items()}
+    assert parameter_shapes(SMALL) == shapes
 
 
 def test_transformers_reads_what_is_written(tmp_path: Path):

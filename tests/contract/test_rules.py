@@ -1,19 +1,17 @@
-"""What every registered rule must do. A new one is covered the moment it is registered."""
+"""Every registered rule keeps every contract of `clipfuse.testing`. A new one is covered the moment it is registered."""
 
-import inspect
 from typing import Any
 
 import pytest
 import torch
-from random_models import SMALL, random_models
-from torch import Tensor
+from random_models import SMALL, vision_model
 
 import clipfuse
 import clipfuse.fusion  # registers the rules
-from clipfuse.fusion.chain import Chain, configure
-from clipfuse.fusion.engine import Prepared, merged_leaf, prepare
-from clipfuse.fusion.registry import EDITS, FINISHES, METHODS, TABLES, Rule
-from clipfuse.pool import ModelPool, PoolView, pool_from_memory
+from clipfuse.fusion.registry import METHODS, TABLES, Rule
+from clipfuse.pool import ModelPool
+from clipfuse.testing import check_contract, contracts_of
+from clipfuse.testing.case import Case
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "weighted_average": {"weights": {"digits": 0.5, "signs": 0.3, "roads": 0.2}},
@@ -183,6 +181,16 @@ def merged_sliced(prepared: Prepared, name: str) -> Tensor:
     size = prepared.pool.specs[name].numel
     parts = [merged_leaf(prepared, prepared.pool.leaf(name, i, min(i + 65536, size))) for i in range(0, size, 65536)]
     return torch.cat(parts)
+SETTINGS: dict[str, dict[str, Any]] = {}
+"""Values of settings that have neither a default nor an example."""
+
+RULES = [rule for table in TABLES.values() for rule in table.values()]
+PROMISES = [(rule, name) for rule in RULES for name in contracts_of(rule, **SETTINGS.get(rule.name, {}))]
+
+
+@pytest.mark.parametrize(("rule", "name"), PROMISES, ids=[f"{rule.name}-{name}" for rule, name in PROMISES])
+def test_rule_keeps(rule: Rule, name: str):
+    check_contract(rule, name, **SETTINGS.get(rule.name, {}))
 
 
 def test_every_table_is_covered():
@@ -190,20 +198,11 @@ def test_every_table_is_covered():
     assert SMALL.hidden_size * SMALL.intermediate_size > 65536, "a weight must be longer than a slice"
 
 
-@every_method
-def test_adding_up_a_pool_of_modules_needs_no_state_dict(name: str):
-    from random_models import vision_model
-
-    chain = chain_for(name)
-    modules = {
-        "_pretrained_": vision_model(0),
-        "digits": vision_model(1),
-        "signs": vision_model(2),
-        "roads": vision_model(3),
-    }
-    count = chain.method.rule.models
-    chosen = modules if count is None else dict(list(modules.items())[: 1 + count])
-    result = clipfuse.merge(chosen, chain).load_model()
+@pytest.mark.parametrize("rule", METHODS.values(), ids=METHODS)
+def test_a_pool_of_modules_needs_no_state_dict(rule: Rule):
+    case = Case.of(rule, SETTINGS.get(rule.name, {}))
+    modules = {name: vision_model(seed) for seed, name in enumerate(("_pretrained_", *case.tasks))}
+    result = clipfuse.merge(modules, case.chain).load_model()
     with torch.no_grad():
         assert result(torch.zeros(1, 3, 32, 32)).pooler_output.isfinite().all()
 

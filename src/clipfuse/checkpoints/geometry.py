@@ -54,21 +54,38 @@ class Geometry(BaseModel):
         }
 
 
+def parameter_shapes(geometry: Geometry) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter of a vision tower, by canonical name."""
+    width, hidden = geometry.hidden_size, geometry.intermediate_size
+    tokens = (geometry.image_size // geometry.patch_size) ** 2 + 1
+    found: dict[str, tuple[int, ...]] = {
+        "embeddings.class_embedding": (width,),
+        "embeddings.patch_embedding.weight": (width, geometry.num_channels, *[geometry.patch_size] * 2),
+        "embeddings.position_embedding.weight": (tokens, width),
+    }
+    for layer in range(geometry.num_hidden_layers):
+        linear = {f"self_attn.{part}_proj": (width, width) for part in "qkv"} | {
+            "self_attn.out_proj": (width, width),
+            "mlp.fc1": (hidden, width),
+            "mlp.fc2": (width, hidden),
+        }
+        for name, shape in linear.items():
+            found[f"encoder.layers.{layer}.{name}.weight"] = shape
+            found[f"encoder.layers.{layer}.{name}.bias"] = shape[:1]
+    norms = [f"encoder.layers.{layer}.layer_norm{n}" for layer in range(geometry.num_hidden_layers) for n in (1, 2)]
+    for norm in ("pre_layrnorm", *norms, "post_layernorm"):
+        found |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
+    return found
+
+
 def misfit(geometry: Geometry, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     """What in a geometry contradicts the shapes of a checkpoint's tensors (by canonical name); None if nothing does."""
-    tokens = (geometry.image_size // geometry.patch_size) ** 2 + 1
-    patches = (geometry.hidden_size, geometry.num_channels, geometry.patch_size, geometry.patch_size)
-    wanted = {
-        "embeddings.patch_embedding.weight": patches,
-        "embeddings.position_embedding.weight": (tokens, geometry.hidden_size),
-        "encoder.layers.0.mlp.fc1.weight": (geometry.intermediate_size, geometry.hidden_size),
-    }
-    for name, shape in wanted.items():
-        if name in shapes and shapes[name] != shape:
-            return f"{name} is {shapes[name]}, config.json says {shape}"
     layers = {name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")}
     if len(layers) != geometry.num_hidden_layers:
         return f"it has {len(layers)} layers, config.json says {geometry.num_hidden_layers}"
+    for name, shape in parameter_shapes(geometry).items():
+        if name in shapes and shapes[name] != shape:
+            return f"{name} is {shapes[name]}, config.json says {shape}"
     return None
 
 

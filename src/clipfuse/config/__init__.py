@@ -3,6 +3,6 @@
 Only what needs no YAML is imported with the room: merging in memory must not load PyYAML.
 """
 
-from clipfuse.config.schema import Config, EmptyConfig, parse
+from clipfuse.config.schema import Config, EmptyConfig, example_settings, parse
 
-__all__ = ["Config", "EmptyConfig", "parse"]
+__all__ = ["Config", "EmptyConfig", "example_settings", "parse"]

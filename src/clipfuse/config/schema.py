@@ -71,3 +71,8 @@ def fields_at(model: type[Config], keys: list[str]) -> list[str]:
 
 class EmptyConfig(Config):
     """No settings."""
+
+
+def example_settings(model: type[Config]) -> dict[str, Any]:
+    """Values of the settings that have no default: the first of `Field(examples=[…])`, where there are some."""
+    return {n: field.examples[0] for n, field in model.model_fields.items() if field.is_required() and field.examples}

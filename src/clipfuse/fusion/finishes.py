@@ -34,9 +34,9 @@ BLOCK = re.compile(r"encoder\.layers\.(\d+)\.")
 class Lines(Config):
     """Δ_l ← (alpha + beta·l/(L−1))·Δ_l for block l of L; tensors outside the blocks: alpha·Δ."""
 
-    alpha: float
+    alpha: Annotated[float, Field(examples=[0.5])]
     """Factor of the first block and of tensors outside the blocks."""
-    beta: float
+    beta: Annotated[float, Field(examples=[1.0])]
     """What the last block's factor has more."""
 
 

@@ -22,10 +22,11 @@ from clipfuse.fusion.engine import Parts, Prepared, add_up, prepare, run, run_sc
 from clipfuse.fusion.merged import NO_GEOMETRY, SCHEMA, Merged, hub_writer, load, write_description, write_state
 from clipfuse.fusion.sinks import Sink, TensorSink
 from clipfuse.pool import HuggingFaceClipVisionPool, ModelPool, PoolView, pool_from_memory
+from clipfuse.pool.task_vector import TaskVector
 from clipfuse.pool.view import Progress
 from clipfuse.version import __version__
 
-Models = str | Path | HuggingFaceClipVisionPool | ModelPool | Mapping[str, nn.Module | Mapping[str, Any]]
+Models = str | Path | HuggingFaceClipVisionPool | ModelPool | Mapping[str, nn.Module | Mapping[str, Any] | TaskVector]
 RuleTree = str | Mapping[str, Any]
 log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}

@@ -81,6 +81,11 @@ class Rule:
         return inspect.isgeneratorfunction(inspect.unwrap(self.function))
 
     @property
+    def ordered(self) -> bool:
+        """Whether experts have places: another order of theirs may give another result."""
+        return self.continual or self.models == 2
+
+    @property
     def summary(self) -> str:
         """First line of the rule's docstring."""
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
@@ -174,3 +179,11 @@ def find(kind: Kind, name: str) -> Rule:
     if name not in table:
         raise ConfigError(unknown(kind, str(name), table))
     return table[name]
+
+
+def find_any(name: str) -> Rule:
+    """The method, edit or finish of a name. Raises ConfigError with the nearest known name."""
+    for table in TABLES.values():
+        if name in table:
+            return table[name]
+    raise ConfigError(unknown("method, edit or finish", name, {n for table in TABLES.values() for n in table}))
