@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,18 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     monkeypatch.setenv("CLIPFUSE_CACHE", str(shared / "cache"))
+
+
+@pytest.fixture
+def own_rules() -> Iterator[None]:
+    """Rules that a test registers are gone after it."""
+    from clipfuse.fusion.registry import TABLES
+
+    before = {kind: dict(table) for kind, table in TABLES.items()}
+    yield
+    for kind, table in TABLES.items():
+        table.clear()
+        table.update(before[kind])
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from clipfuse.version import __version__
 if TYPE_CHECKING:
     from clipfuse.errors import ClipfuseError
     from clipfuse.fusion.add import add
+    from clipfuse.fusion.loading import load_plugin
     from clipfuse.fusion.merge import merge
     from clipfuse.fusion.merged import Merged, load
     from clipfuse.models.build import substitute
@@ -23,6 +24,7 @@ HOMES = {
     "ModelPool": "clipfuse.pool",
     "add": "clipfuse.fusion.add",
     "load": "clipfuse.fusion.merged",
+    "load_plugin": "clipfuse.fusion.loading",
     "merge": "clipfuse.fusion.merge",
     "substitute": "clipfuse.models.build",
 }
@@ -35,6 +37,7 @@ __all__ = [
     "__version__",
     "add",
     "load",
+    "load_plugin",
     "merge",
     "substitute",
 ]

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from clipfuse.fusion.registry import TABLES, DeltaConfig, Rule, edit, find_any, 
 from clipfuse.pool import Leaf
 from clipfuse.testing import CONTRACTS, check_contract, check_method, contracts_of
 
+pytestmark = pytest.mark.usefixtures("own_rules")
 PAPER = Paper("A rule for tests", "Nobody, N.", 2026, "")
 
 
@@ -42,16 +43,6 @@ class Demanding(DeltaConfig):
 
     strength: float
     """Has neither a default nor an example."""
-
-
-@pytest.fixture(autouse=True)
-def own_rules() -> Iterator[None]:
-    """What a test registers is gone after it."""
-    before = {kind: dict(table) for kind, table in TABLES.items()}
-    yield
-    for kind, table in TABLES.items():
-        table.clear()
-        table.update(before[kind])
 
 
 def rule(

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from clipfuse.cli.options import Given, Json, bar, need, options, print_json, take
+from clipfuse.cli.options import Given, Json, bar, load_given, need, options, print_json, take
 from clipfuse.config.overrides import apply_overrides
 from clipfuse.errors import ConfigError
 
@@ -15,9 +15,10 @@ Words = Annotated[
 ]
 
 
-@options("out", "overwrite", "device", "memory", "verbose")
+@options("out", "overwrite", "device", "memory", "plugin", "verbose")
 def command(given: Given, words: Words, as_json: Json = False) -> None:
     """Merge one more expert into the result of a continual method: FOLDER expert=PATH --out DIR, name= where wanted."""
+    load_given(given)
     folders = [word for word in words if "=" not in word]
     if len(folders) != 1:
         raise ConfigError("add: takes one merged folder, as in clipfuse add merged/ expert=experts/gtsrb --out more/")

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from clipfuse.cli.options import Given, Json, Words, megabytes, need, options, print_json, tree_of
 
 
-@options("out", "overwrite", "device", "dtype", "memory", "batch_size", "seed", "limit", "verbose")
+@options("out", "overwrite", "device", "dtype", "memory", "batch_size", "seed", "limit", "plugin", "verbose")
 def command(given: Given, words: Words = None, as_json: Json = False) -> None:
     """Verify a run or merge and print what it will cost, without reading weights."""
     tree = tree_of(words, given)

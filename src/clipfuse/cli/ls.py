@@ -4,14 +4,16 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from clipfuse.cli.options import Json, print_json
+from clipfuse.cli.options import Given, Json, load_given, options, print_json
 from clipfuse.config.presets import presets
 
 What = Literal["methods", "edits", "finishes", "modelpools", "tasks", "taskpools", "runs"]
 
 
-def command(what: Annotated[What, typer.Argument(help="What to list.")], as_json: Json = False) -> None:
+@options("plugin")
+def command(given: Given, what: Annotated[What, typer.Argument(help="What to list.")], as_json: Json = False) -> None:
     """List methods, edits, finishes, modelpools, tasks, taskpools or runs."""
+    load_given(given)
     rows = listing(what)
     if as_json:
         print_json(rows)
@@ -24,9 +26,10 @@ def command(what: Annotated[What, typer.Argument(help="What to list.")], as_json
 def listing(what: What) -> list[dict[str, Any]]:
     """Names with a line about each."""
     if what in ("methods", "edits", "finishes"):
-        import clipfuse.fusion  # noqa: F401  registers the rules
+        from clipfuse.fusion.loading import load_installed
         from clipfuse.fusion.registry import TABLES, Kind
 
+        load_installed()
         kinds: dict[str, Kind] = {"methods": "method", "edits": "edit", "finishes": "finish"}
         rules = TABLES[kinds[what]]
         return [{"name": name, "about": rule.summary, "formula": rule.formula} for name, rule in rules.items()]

@@ -59,6 +59,17 @@ def main() -> None:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         sys.exit(fail(f"{error.filename or 'output'}: {error.strerror}", 2))
+    except Exception as error:
+        place = line_of_plugin(error)
+        if place is None:
+            raise
+        sys.exit(fail(f"{place}: {type(error).__name__}: {error}", 2))
+
+
+def line_of_plugin(error: Exception) -> str | None:
+    """`file:line` if an error came from a plug-in's code; only where one may have been loaded."""
+    loading = sys.modules.get("clipfuse.fusion.loading")
+    return loading.last_line(error) if loading else None
 
 
 def fail(message: str, status: int) -> int:

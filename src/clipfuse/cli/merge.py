@@ -6,19 +6,34 @@ from clipfuse.cli.options import Given, Json, Words, bar, megabytes, need, optio
 from clipfuse.errors import ConfigError
 
 
-@options("out", "overwrite", "dtype", "seed", "device", "memory", "verbose")
+@options("out", "overwrite", "dtype", "seed", "device", "memory", "plugin", "verbose")
 def command(given: Given, words: Words = None, as_json: Json = False) -> None:
     """Merge a pool into a Hugging Face folder: method= modelpool= --out DIR, then key=value."""
     tree = tree_of(words, given)
     tree.pop("taskpool", None)
-    take(tree, "method", "modelpool", "edits", "finishes", "seed", "dtype", "device", "memory", "out", "overwrite")
+    take(
+        tree,
+        "method",
+        "modelpool",
+        "edits",
+        "finishes",
+        "plugins",
+        "seed",
+        "dtype",
+        "device",
+        "memory",
+        "out",
+        "overwrite",
+    )
     method, modelpool = need(tree, "method", "task_arithmetic"), need(tree, "modelpool", "clip-vit-base-patch32_TA8")
     if not tree.get("out"):
         raise ConfigError("--out: is required, as in --out merged/")
     from clipfuse.fusion.chain import configure
+    from clipfuse.fusion.loading import load_plugins
     from clipfuse.fusion.merge import merge
     from clipfuse.pool import HuggingFaceClipVisionPool
 
+    load_plugins(tree.get("plugins", []))
     chain = configure(method, tree.get("edits", ()), tree.get("finishes", ()), tree.get("seed", 0))
     pool = HuggingFaceClipVisionPool.from_tree(modelpool)
     began = time.perf_counter()

@@ -33,6 +33,10 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     "seed": (int | None, typer.Option(help="For random edits, carved splits and --limit.")),
     "limit": (int | None, typer.Option(min=1, help="Score only so many images a split, a seeded choice.")),
     "memory": (str | None, typer.Option(help="Most that leaves in work may take together, as in 2GB.")),
+    "plugin": (
+        list[str] | None,
+        typer.Option("--plugin", metavar="FILE.py", help="Run a file that has methods of your own; may be repeated."),
+    ),
     "verbose": (bool, typer.Option("--verbose", "-v", help="Say more of what is done.")),
 }
 """The options that mean the same in every verb: name → type and how typer shows it."""
@@ -51,7 +55,7 @@ def options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]
             show_log(bool(found.pop("verbose", False)))
             function(
                 **values,
-                given={name: value for name, value in found.items() if value is not None and value is not False},
+                given={name: value for name, value in found.items() if value not in (None, []) and value is not False},
             )
 
         own = [p for p in inspect.signature(function).parameters.values() if p.name != "given"]
@@ -87,7 +91,21 @@ def tree_of(words: Sequence[str] | None, given: Mapping[str, Any]) -> dict[str, 
     tree, notes = translate(tree)
     for note in notes:
         say(f"note: {note}")
-    return tree | dict(given)
+    tree |= {key: value for key, value in given.items() if key != "plugin"}
+    named = tree.get("plugins", [])
+    if isinstance(named, list):  # anything else is refused by those who load them
+        for plugin in named if files else ():
+            say(f"note: {files[0]} names a plug-in, which is run: {plugin}")
+        tree |= {"plugins": [*named, *given.get("plugin", [])]} if named or "plugin" in given else {}
+    return tree
+
+
+def load_given(given: dict[str, Any]) -> None:
+    """Load the plug-ins that were given as options, in verbs that have no tree which could name some."""
+    if named := given.pop("plugin", None):
+        from clipfuse.fusion.loading import load_plugins
+
+        load_plugins(named)
 
 
 def take(tree: dict[str, Any], *keys: str) -> dict[str, Any]:

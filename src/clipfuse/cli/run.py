@@ -3,7 +3,7 @@
 from clipfuse.cli.options import Given, Json, Words, bar, need, options, print_json, say, tree_of
 
 
-@options("out", "overwrite", "device", "dtype", "memory", "batch_size", "seed", "limit", "verbose")
+@options("out", "overwrite", "device", "dtype", "memory", "batch_size", "seed", "limit", "plugin", "verbose")
 def command(given: Given, words: Words = None, as_json: Json = False) -> None:
     """Merge, evaluate and report into one folder: method= modelpool= taskpool=, then key=value."""
     tree = tree_of(words, given)

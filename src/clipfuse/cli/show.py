@@ -5,13 +5,15 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from clipfuse.cli.options import Json, megabytes, print_json
+from clipfuse.cli.options import Given, Json, load_given, megabytes, options, print_json
 from clipfuse.errors import ConfigError
 
 What = Literal["method", "model", "modelpool", "task"]
 
 
+@options("plugin")
 def command(
+    given: Given,
     what: Annotated[What, typer.Argument(help="What to show.")],
     name: Annotated[str, typer.Argument(help="A method, edit or finish; a folder or hub id; a pool; a task.")],
     bibtex: Annotated[bool, typer.Option("--bibtex", help="Of a method: print its BibTeX entry.")] = False,
@@ -20,6 +22,7 @@ def command(
     """Show one method, model, modelpool or task."""
     if bibtex and what != "method":
         raise ConfigError("--bibtex: is for methods")
+    load_given(given)
     if what == "method":
         show_method(name, bibtex, as_json)
         return
@@ -42,13 +45,12 @@ def command(
 def show_method(name: str, bibtex: bool, as_json: bool) -> None:
     """The rule's documentation and settings, from the registry."""
     import clipfuse.fusion  # noqa: F401  registers the rules
-    from clipfuse.fusion.registry import EDITS, FINISHES, find
+    from clipfuse.fusion.registry import find_any
 
-    rule = EDITS.get(name) or FINISHES.get(name) or find("method", name)
-    fields = {key: field for key, field in rule.config.model_fields.items()}
+    rule = find_any(name)
     settings = [
-        {"name": key, "default": "required" if field.is_required() else repr(field.default), "about": field.description}
-        for key, field in fields.items()
+        {"name": key, "default": default_of(field), "about": field.description}
+        for key, field in rule.config.model_fields.items()
     ]
     if bibtex:
         print(rule.paper.bibtex())
@@ -58,12 +60,21 @@ def show_method(name: str, bibtex: bool, as_json: bool) -> None:
             "kind": rule.kind,
             "formula": rule.formula,
             "uses": list(rule.uses) if not callable(rule.uses) else None,
+            "plugin": rule.origin.file if rule.origin else None,
         }
         print_json(facts | {"doc": inspect.getdoc(rule.function), "settings": settings, "bibtex": rule.paper.bibtex()})
     else:
-        print(f"{rule.kind} {name}\n\n{inspect.getdoc(rule.function)}\n")
+        where = f" of the plug-in {rule.origin.file}" if rule.origin else ""
+        print(f"{rule.kind} {name}{where}\n\n{inspect.getdoc(rule.function)}\n")
         for row in settings:
             print(f"  {row['name']} = {row['default']}\n      {row['about']}")
+
+
+def default_of(field: Any) -> str:
+    """A setting's default, or that it has none and what it may be."""
+    if not field.is_required():
+        return repr(field.default)
+    return f"required, as in {field.examples[0]!r}" if field.examples else "required"
 
 
 def model(name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clipfuse.config import parse
 from clipfuse.errors import ConfigError
-from clipfuse.fusion.registry import EDITS, FINISHES, TABLES, Kind, Rule, Uses, find
+from clipfuse.fusion.registry import EDITS, FINISHES, TABLES, Kind, Origin, Rule, Uses, find
 from clipfuse.pool import Leaf, PoolView
 from clipfuse.pool.view import Grain, coarsest
 
@@ -27,8 +27,14 @@ class Step:
 
 
 def call(step: Step, state: Any, leaf: Leaf, *delta: Tensor) -> Tensor:
-    """A step's function on a leaf, its state appended if it prepares one."""
-    return step.rule.function(leaf, *delta, step.cfg, *([state] if step.rule.prepare else []))
+    """A step's function on a leaf, its state appended if it prepares one. Raises ConfigError for another size."""
+    made = step.rule.function(leaf, *delta, step.cfg, *([state] if step.rule.prepare else []))
+    rows = len(leaf.tasks) if step.rule.kind == "edit" else 1
+    if not isinstance(made, Tensor) or made.numel() != rows * leaf.numel:
+        found = tuple(made.shape) if isinstance(made, Tensor) else f"a {type(made).__name__}"
+        wanted = f"{rows} task vectors of {leaf.numel}" if step.rule.kind == "edit" else f"{leaf.numel}"
+        raise ConfigError(f"{step.rule.name}: gave {found} for {leaf.name}, {wanted} elements")
+    return made
 
 
 def behind(edits: Sequence[Step], view: PoolView) -> tuple[PoolView, list[Any]]:
@@ -80,6 +86,11 @@ class Chain:
             uses = step.rule.uses
             seen |= dict.fromkeys(uses(step.cfg) if callable(uses) else uses)
         return tuple(seen | dict.fromkeys(self.chosen_on))
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        """Files of those rules that are not clipfuse's own."""
+        return tuple(dict.fromkeys(step.rule.origin for step in self.steps if step.rule.origin))
 
     @property
     def title(self) -> str:

@@ -126,10 +126,7 @@ def between(zero: Tensor, one: Tensor, value: float) -> Tensor:
 
 
 def applied(prepared: Prepared, method: Step, edited: Leaf) -> Tensor:
-    merged = call(method, prepared.states[len(prepared.chain.edits)], edited)
-    if merged.numel() != edited.numel:
-        raise ConfigError(f"{method.rule.name}: gave {tuple(merged.shape)} for {edited.name}, {edited.numel} elements")
-    return merged
+    return call(method, prepared.states[len(prepared.chain.edits)], edited)
 
 
 def finished_leaf(prepared: Prepared, leaf: Leaf, merged: Tensor, factor: float) -> Tensor:

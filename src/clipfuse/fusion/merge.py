@@ -5,7 +5,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +232,7 @@ def make_recipe(prepared: Prepared, specs: Mapping[str, TensorSpec], measured: M
     arrived = prepared.arrived
     measured = add_up([arrived.tally, Counter(measured)]) if arrived else measured
     extra = {
+        "plugins": [asdict(origin) for origin in prepared.chain.origins],
         "arrivals": arrived and arrived.to_tree(),
         "measured": dict(sorted(measured.items())),
         "warnings": prepared.pool.warnings,

@@ -11,7 +11,7 @@ class Paper:
     authors: str
     """As in BibTeX: `Last, First and Last, First`."""
     year: int
-    arxiv: str
+    arxiv: str = ""
     venue: str = ""
 
     def bibtex(self) -> str:

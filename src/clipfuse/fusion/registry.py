@@ -1,8 +1,10 @@
 """Names → methods, edits and finishes: the one place where a word becomes a rule."""
 
+import hashlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from clipfuse.config import Config
@@ -44,6 +46,16 @@ class Norms:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """The file that a rule which is not clipfuse's own was registered from."""
+
+    file: str
+    """Name, without its folder: recipes are published."""
+    sha256: str | None
+    """Of the file when the rule was registered; None if it is no file (a notebook's cell)."""
+
+
+@dataclass(frozen=True)
 class Rule:
     """A registered method, edit or finish: its function, its settings, and what it needs."""
 
@@ -74,6 +86,8 @@ class Rule:
     """Most memory that work on a leaf takes, in sizes of its task vectors (task, *shape) as float32."""
     work: Callable[[Shape, int, Any], float] | None = None
     """`(shape, experts, cfg) → FLOP` for one parameter, of a rule whose cost is not that of reading."""
+    origin: Origin | None = None
+    """Where a plug-in's rule is from; None for clipfuse's own."""
 
     @property
     def streams(self) -> bool:
@@ -104,13 +118,29 @@ TABLES: dict[Kind, dict[str, Rule]] = {"method": METHODS, "edit": EDITS, "finish
 
 def register(kind: Kind, **facts: Any) -> Decorator:
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
-        name = function.__name__
-        if name in TABLES[kind]:
-            raise ValueError(f"{kind} {name!r} is registered twice")
-        TABLES[kind][name] = Rule(kind, name, function, get_type_hints(function)["cfg"], **facts)
+        name, code = function.__name__, inspect.unwrap(function).__code__
+        place = f"{code.co_filename}:{code.co_firstlineno}"
+        taken = TABLES[kind].get(name)
+        if taken and {taken.function.__module__, function.__module__} != {"__main__"}:  # a notebook's cell, run again
+            where = Path(inspect.unwrap(taken.function).__code__.co_filename)
+            raise ConfigError(f"{place}: the name {name!r} is taken by the {kind} of {where.parent.name}/{where.name}")
+        config = get_type_hints(function).get("cfg")
+        wanted = DeltaConfig if kind == "method" and facts.get("returns", "delta") == "delta" else Config
+        if not (isinstance(config, type) and issubclass(config, wanted)):
+            takes = f"the class of its settings as annotation, a {wanted.__name__}: cfg: MySettings"
+            raise ConfigError(f"{place}: {name}: its parameter cfg needs {takes}")
+        TABLES[kind][name] = Rule(kind, name, function, config, **facts, origin=origin_of(function))
         return function
 
     return add
+
+
+def origin_of(function: Callable[..., Any]) -> Origin | None:
+    """The file of a function that is not in clipfuse."""
+    if function.__module__.partition(".")[0] == "clipfuse":
+        return None
+    file = Path(inspect.unwrap(function).__code__.co_filename)
+    return Origin(file.name, hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None)
 
 
 def method(
@@ -174,16 +204,22 @@ def finish(
 
 
 def find(kind: Kind, name: str) -> Rule:
-    """The rule of a name. Raises ConfigError with the nearest known name."""
-    table = TABLES[kind]
-    if name not in table:
-        raise ConfigError(unknown(kind, str(name), table))
-    return table[name]
+    """The rule of a name, installed plug-ins' too. Raises ConfigError with the nearest known name."""
+    return find_in([TABLES[kind]], kind, name)
 
 
 def find_any(name: str) -> Rule:
     """The method, edit or finish of a name. Raises ConfigError with the nearest known name."""
-    for table in TABLES.values():
+    return find_in(TABLES.values(), "method, edit or finish", name)
+
+
+def find_in(tables: Collection[dict[str, Rule]], what: str, name: str) -> Rule:
+    """The first rule of a name; only one that is not clipfuse's own makes the installed plug-ins be imported."""
+    if not any(name in table for table in tables):
+        from clipfuse.fusion.loading import load_installed
+
+        load_installed()
+    for table in tables:
         if name in table:
             return table[name]
-    raise ConfigError(unknown("method, edit or finish", name, {n for table in TABLES.values() for n in table}))
+    raise ConfigError(unknown(what, str(name), {known for table in tables for known in table}))

@@ -47,6 +47,8 @@ class RunConfig(MeasureConfig):
     """Done to each task vector first."""
     finishes: Sequence[RuleTree] = ()
     """Done to the merged task vector last."""
+    plugins: Sequence[str] = ()
+    """Python files with methods, edits and finishes of one's own; they are run."""
     taskpool: Mapping[str, Any]
     """The tasks' YAML."""
     select: Literal["val"] | None = None

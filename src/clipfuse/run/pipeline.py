@@ -18,6 +18,7 @@ from clipfuse.evaluate import Record
 from clipfuse.evaluate.sweep import sweep_candidates
 from clipfuse.fusion.chain import Chain, configure
 from clipfuse.fusion.engine import check_chain
+from clipfuse.fusion.loading import load_plugins
 from clipfuse.fusion.merge import as_dtype, look_at, sweep
 from clipfuse.models.encoder import known_base
 from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
@@ -76,7 +77,8 @@ def selection(choice: Choice) -> list[str]:
 
 
 def chain_of(config: RunConfig) -> Chain:
-    """The checked method with edits and finishes. Raises ConfigError."""
+    """The checked method with edits and finishes, plug-ins loaded. Raises ConfigError."""
+    load_plugins(config.plugins)
     chain = configure(config.method, config.edits, config.finishes, config.seed)
     if chain.values and config.select is None:
         count = len(chain.values)
