@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clipfuse.checkpoints.safetensors_file import TensorSpec
-from clipfuse.errors import ConfigError, PoolError
+from clipfuse.errors import PoolError
 from clipfuse.fusion.arrivals import Arrived, arrive
 from clipfuse.fusion.chain import Chain, Step, behind, call
 from clipfuse.fusion.sinks import Sink, TensorSink, scratch
