@@ -1,13 +1,14 @@
 """Fixtures that every test may use: random models as state dicts, folders and pools."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from random_models import SMALL, random_models
+from random_models import random_models
 from torch import Tensor
+
+from clipfuse.testing import write_models
 
 
 @pytest.fixture(autouse=True)
@@ -38,15 +39,8 @@ def models() -> dict[str, dict[str, Tensor]]:
 @pytest.fixture
 def pool_yaml(tmp_path: Path, models: dict[str, dict[str, Tensor]]) -> Path:
     """A pool's YAML over folders in hub layout."""
-    from safetensors.torch import save_file
-
     lines = ["type: huggingface_clip_vision", "models:"]
-    for name, tensors in models.items():
-        folder = tmp_path / "models" / name
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps(SMALL.to_config()))
-        stored = {f"vision_model.{key}": value for key, value in tensors.items()}
-        save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    for name, folder in write_models(models, tmp_path / "models").items():
         lines += [f"  - name: {name}", f"    path: {folder}"]
     path = tmp_path / "pool.yaml"
     path.write_text("\n".join(lines) + "\n")

@@ -12,7 +12,7 @@ from torch import Tensor
 from clipfuse.config import Config
 from clipfuse.errors import ConfigError
 from clipfuse.fusion.paper import Paper
-from clipfuse.fusion.registry import TABLES, DeltaConfig, Rule, edit, find_any, finish, method
+from clipfuse.fusion.registry import TABLES, ContinualConfig, DeltaConfig, Rule, edit, find_any, finish, method
 from clipfuse.pool import Leaf
 from clipfuse.testing import CONTRACTS, check_contract, check_method, contracts_of
 
@@ -38,6 +38,10 @@ class Bent(DeltaConfig):
     """Said to be affine in it."""
 
 
+class Arriving(ContinualConfig):
+    """S_t = S_{t−1} + τ_t."""
+
+
 class Demanding(DeltaConfig):
     """Δ = strength · mean_k τ_k."""
 
@@ -46,19 +50,20 @@ class Demanding(DeltaConfig):
 
 
 def rule(
-    function: Callable[[Leaf, Any], Tensor],
+    function: Callable[..., Tensor],
     config: type[Config] = Plain,
     doc: str = "Mean. Source: none.",
+    kind: Callable[..., Any] = method,
     **facts: Any,
 ) -> Rule:
-    """A method made of `function`, whatever that does."""
+    """A method or finish made of `function`, whatever that does."""
 
-    def odd(leaf, cfg):
-        return function(leaf, cfg)
+    def odd(leaf, *rest, cfg=None):
+        return function(leaf, *rest)
 
     odd.__doc__ = doc
     odd.__annotations__["cfg"] = config
-    method(paper=PAPER, **{"grain": "element", **facts})(odd)
+    kind(paper=PAPER, **{"grain": "element", **facts})(odd)
     return find_any("odd")
 
 
@@ -76,18 +81,23 @@ def looks_where_it_lies(leaf: Leaf, cfg: Any) -> Tensor:
     return leaf.deltas.mean(0) * leaf.stored_experts[0].untyped_storage().resizable()  # not of a mapped file
 
 
+def remembers(leaf: Leaf, cfg: Any, calls: list[int] = []) -> Tensor:  # noqa: B006
+    calls.append(1)
+    return leaf.deltas.sum(0) * len(calls)
+
+
 def computes_in_half(leaf: Leaf, cfg: Any) -> Tensor:
     return (leaf.stored_experts[0] - leaf.stored_base).float()
 
 
-BROKEN: dict[str, tuple[Callable[[Leaf, Any], Tensor], dict[str, Any], str]] = {
+BROKEN: dict[str, tuple[Callable[..., Tensor], dict[str, Any], str]] = {
     "documented": (mean, {"doc": "No more than this."}, "Source:"),
     "round_trip": (mean, {"config": Forgetful}, "came back as"),
     "same_form": (lambda leaf, cfg: leaf.deltas.sum(), {}, "gave ()"),
     "nothing_learned": (lambda leaf, cfg: mean(leaf, cfg) + 1e-4, {}, "differs"),
     "zero_factor": (lambda leaf, cfg: mean(leaf, cfg) / cfg.scaling_factor, {}, "not finite"),
     "inputs_untouched": (spoils_the_base, {}, "_pretrained_: embeddings.class_embedding has other bits"),
-    "any_threads": (lambda leaf, cfg: mean(leaf, cfg) * torch.rand(()), {}, "1 threads"),
+    "any_threads": (lambda leaf, cfg: mean(leaf, cfg) * torch.rand(()), {}, "2 threads"),
     "any_order": (lambda leaf, cfg: leaf.deltas[0].clone(), {}, "differs"),
     "any_home": (looks_where_it_lies, {}, "other bits"),
     "any_slices": (lambda leaf, cfg: leaf.deltas.mean(0) * leaf.deltas.std(), {}, "mlp.fc1.weight has other bits"),
@@ -96,6 +106,8 @@ BROKEN: dict[str, tuple[Callable[[Leaf, Any], Tensor], dict[str, Any], str]] = {
     "half_precision": (computes_in_half, {}, "other bits"),
     "task_vectors": (lambda leaf, cfg: leaf.stored_experts[0].float() - leaf.base, {}, "differs"),
     "affine": (lambda leaf, cfg: cfg.t**2 * mean(leaf, cfg), {"config": Bent, "affine_in": "t"}, "differs"),
+    "one_at_a_time": (remembers, {"config": Arriving, "continual": True}, "other bits"),
+    "blind": (lambda leaf, delta, cfg: delta * leaf.deltas.shape[0], {"kind": finish, "sees_experts": False}, "differs"),
     "swept": (lambda leaf, cfg: mean(leaf, cfg) * cfg.scaling_factor, {}, "scaling_factor=0.3"),
 }  # fmt: skip
 """Contract → a rule that breaks it, facts about that rule, and what the message says."""
@@ -114,7 +126,7 @@ def test_a_broken_contract_is_found_and_told(name: str):
 def test_a_sound_rule_keeps_all_and_broken_ones_are_told_together():
     sound = rule(mean)
     check_method("odd")
-    assert contracts_of(sound) == [name for name in CONTRACTS if name != "affine"]
+    assert contracts_of(sound) == [name for name in CONTRACTS if name not in ("affine", "blind", "one_at_a_time")]
     del TABLES["method"]["odd"]
     rule(lambda leaf, cfg: leaf.deltas[0] / 0, doc="")
     with pytest.raises(AssertionError) as caught:

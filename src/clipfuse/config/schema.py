@@ -73,6 +73,10 @@ class EmptyConfig(Config):
     """No settings."""
 
 
-def example_settings(model: type[Config]) -> dict[str, Any]:
-    """Values of the settings that have no default: the first of `Field(examples=[…])`, where there are some."""
-    return {n: field.examples[0] for n, field in model.model_fields.items() if field.is_required() and field.examples}
+def example_settings(model: type[Config], required: bool = False) -> dict[str, Any]:
+    """The first of `Field(examples=[…])` of every setting that has some; with `required` of those without default.
+
+    A setting without default needs an example to be tried out, one whose default takes its time a quick one.
+    """
+    fields = model.model_fields.items()
+    return {name: field.examples[0] for name, field in fields if field.examples and field.is_required() >= required}

@@ -27,9 +27,9 @@ PIECE = 65_536
 class Della(Config):
     """τ ← τ ⊙ m / q, m ~ Bernoulli(q), q linear in the rank of |τ| within its row."""
 
-    density: Annotated[float, Field(gt=0, le=1)]
+    density: Annotated[float, Field(gt=0, le=1, examples=[0.5])]
     """Mean probability with which an entry is kept."""
-    epsilon: Annotated[float, Field(ge=0)]
+    epsilon: Annotated[float, Field(ge=0, examples=[0.2])]
     """How far probabilities reach around `density`."""
     range: Literal["mergekit", "paper"] = "mergekit"
     """`mergekit`: from density − epsilon to density + epsilon; `paper`: half as far."""

@@ -36,7 +36,7 @@ class DogeTa(DeltaConfig):
     """Share of an expert's entries that is kept, counted over all matrices that are merged."""
     subspace: Annotated[int, Field(ge=1)] = 6
     """The shared subspace, which δ leaves alone, has r/subspace dimensions, r = min(rows, columns)."""
-    steps: Annotated[int, Field(ge=1)] = 400
+    steps: Annotated[int, Field(ge=1, examples=[10])] = 400
     """Steps of Adam for every matrix."""
     lr: Annotated[float, Field(gt=0)] = 1e-4
     """Adam's step size, in units of the weights."""

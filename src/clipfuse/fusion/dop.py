@@ -29,7 +29,7 @@ NEARLY_ALL = 0.999
 class Dop(ContinualConfig):
     """S_t = argmin_Δ Σ_i w_i (‖S_iU_iᵀ(Δ−τ_i)‖² + ‖(Δ−τ_i)V_iS_i‖²), i = S_{t−1}, τ_t; U_iS_iV_iᵀ = SVD(τ_i), cut."""
 
-    steps: Annotated[int, Field(ge=0)] = 200
+    steps: Annotated[int, Field(ge=0, examples=[5])] = 200
     """Steps of Adam for each Linear weight and expert."""
     lr: Annotated[float, Field(gt=0)] = 1e-4
     """Step size of Adam, in units of weights."""

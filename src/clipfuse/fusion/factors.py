@@ -1,7 +1,9 @@
 """A factor for each expert's task vector, before any rule."""
 
 from collections.abc import Mapping
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor
 
 from clipfuse.config import Config
@@ -24,7 +26,7 @@ NEGATION = Paper(
 class Factors(Config):
     """τ_k ← f_k τ_k."""
 
-    factors: Mapping[str, float]
+    factors: Annotated[Mapping[str, float], Field(examples=[{"signs": -0.5}])]
     """f_k by expert's name, 1 for experts that are not named; negative ones forget."""
 
 

@@ -78,7 +78,7 @@ def expo(leaf: Leaf, delta: Float[Tensor, "*shape"], cfg: Expo) -> Float[Tensor,
 class Scales(Config):
     """Δ_j ← c_j·Δ_j, c_j by the name of parameter j or by the block that it is in."""
 
-    scales: Mapping[str, float] | Sequence[float]
+    scales: Annotated[Mapping[str, float] | Sequence[float], Field(examples=[{"encoder.*": 0.5}])]
     """Factors by pattern of names, as in `{encoder.layers.*.mlp.*: 0.5}` (`*`, `?` and `[…]` as in a shell; of
     patterns that match, the last counts), or one for each block, first to last. What is not named has 1."""
 

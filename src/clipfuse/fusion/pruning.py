@@ -35,9 +35,9 @@ Mask = Callable[[Float[Tensor, "n"]], Bool[Tensor, "n"]]
 class Breadcrumbs(Config):
     """τ ← τ ⊙ [|τ| among the largest `density` of what is left without the largest `top`], per tensor."""
 
-    density: Annotated[float, Field(gt=0, le=1)]
+    density: Annotated[float, Field(gt=0, le=1, examples=[0.5])]
     """Share that is kept of the entries that are not among the largest."""
-    top: Annotated[float, Field(ge=0, lt=1)]
+    top: Annotated[float, Field(ge=0, lt=1, examples=[0.1])]
     """Share of entries, the largest, that is dropped."""
 
 
@@ -65,7 +65,7 @@ def breadcrumbs(leaf: Leaf, cfg: Breadcrumbs) -> Float[Tensor, "task *shape"]:
 class MagnitudePrune(Config):
     """τ ← τ ⊙ [|τ| ≥ its (n − ⌊keep·n⌋)-th smallest magnitude], per tensor."""
 
-    keep: Annotated[float, Field(gt=0, le=1)]
+    keep: Annotated[float, Field(gt=0, le=1, examples=[0.3])]
     """Share of a tensor's entries that is kept."""
 
 

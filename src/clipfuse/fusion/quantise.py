@@ -23,7 +23,7 @@ TVQ = Paper(
 class Quantise(Config):
     """τ ← step·round(τ/step), step = (max τ − min τ)/(2^bits − 1), per tensor."""
 
-    bits: Annotated[int, Field(ge=1, le=16)]
+    bits: Annotated[int, Field(ge=1, le=16, examples=[4])]
     """Bits an entry; a tensor takes at most 2^bits values."""
 
 

@@ -125,7 +125,8 @@ def register(kind: Kind, **facts: Any) -> Decorator:
             where = Path(inspect.unwrap(taken.function).__code__.co_filename)
             raise ConfigError(f"{place}: the name {name!r} is taken by the {kind} of {where.parent.name}/{where.name}")
         config = get_type_hints(function).get("cfg")
-        wanted = DeltaConfig if kind == "method" and facts.get("returns", "delta") == "delta" else Config
+        is_delta = kind == "method" and facts["returns"] == "delta"
+        wanted = ContinualConfig if facts.get("continual") else DeltaConfig if is_delta else Config
         if not (isinstance(config, type) and issubclass(config, wanted)):
             takes = f"the class of its settings as annotation, a {wanted.__name__}: cfg: MySettings"
             raise ConfigError(f"{place}: {name}: its parameter cfg needs {takes}")

@@ -26,7 +26,7 @@ EPS = torch.finfo(torch.float32).eps
 class Svc(Config):
     """σ_r ← σ_r·T / Σ_k max(alpha, s_rk), s_rk = ⟨u_rᵀΔ, u_rᵀτ_k⟩ / ‖u_rᵀτ_k‖², per matrix."""
 
-    alpha: Annotated[float, Field(ge=0)]
+    alpha: Annotated[float, Field(ge=0, examples=[0.1])]
     """Least of a coefficient s; 0.1 on averages, task_arithmetic, ties_merging, iso_c; 0.2 on iso_cts; 1 on
     tsv_merging, wudi."""
 

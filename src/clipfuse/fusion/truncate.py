@@ -31,7 +31,7 @@ class Truncate(Config):
 
     rank: Annotated[int, Field(ge=1)] | None = None
     """Singular triplets that are kept of each matrix."""
-    rank_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    rank_fraction: Annotated[Annotated[float, Field(gt=0, le=1)] | None, Field(examples=[0.25])] = None
     """Instead of `rank`: the share f of a matrix's r = min(rows, columns) triplets; ⌈f·r⌉ are kept."""
 
     @model_validator(mode="after")

@@ -36,7 +36,7 @@ class Wudi(DeltaConfig):
 
     solver: Literal["adam", "closed"] = "adam"
     """`adam`: `steps` on the way to the minimum, as the published figures; `closed`: the minimum itself."""
-    steps: Annotated[int, Field(ge=1)] = 400
+    steps: Annotated[int, Field(ge=1, examples=[10])] = 400
     """Steps of Adam. They stop early on purpose: more of them give another result, not a more exact one."""
     lr: Annotated[float, Field(gt=0)] = 1e-5
     """Adam's step size, in units of the weights."""

@@ -25,12 +25,14 @@ class Case:
 
     @classmethod
     def of(cls, rule: Rule, settings: Mapping[str, Any]) -> "Case":
-        """The case of a rule; settings without default come from `settings` or their examples.
+        """The case of a rule with `settings`; those without default that are not given are their examples.
+
+        Where no settings are given, all that have an example are.
 
         Raises:
             ConfigError: a setting that is unknown or refused, or has neither default nor example nor value.
         """
-        tree = example_settings(rule.config) | dict(settings)
+        tree = example_settings(rule.config, required=bool(settings)) | dict(settings)
         fields = rule.config.model_fields
         missing = [name for name, field in fields.items() if field.is_required() and name not in tree]
         if missing and settings.keys() <= fields.keys():
@@ -75,6 +77,13 @@ def fail(how: str) -> NoReturn:
     raise AssertionError(how)
 
 
+def check_finite(tensors: StateDict) -> None:
+    """Raise AssertionError for NaN and Inf."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            fail(f"{name} holds NaN or Inf")
+
+
 def check_same(found: StateDict, wanted: StateDict, where: str = "") -> None:
     """Raise AssertionError unless all tensors have the same bits."""
     for name, tensor in wanted.items():
@@ -87,6 +96,14 @@ def check_near(found: StateDict, wanted: StateDict, absolute: float, relative: f
     for name, tensor in wanted.items():
         if not ((found[name] - tensor).abs() <= absolute + relative * tensor.abs()).all():
             fail(f"{name} differs; {difference(found[name], tensor)}")
+
+
+def check_moves(found: StateDict, wanted: StateDict, base: StateDict) -> None:
+    """Raise AssertionError unless ‖found − wanted‖ ≤ 1e-4·‖wanted − base‖ + 1e-6 for each tensor."""
+    for name, tensor in wanted.items():
+        apart, moved = float((found[name] - tensor).norm()), float((tensor - base[name]).norm())
+        if not apart <= 1e-4 * moved + 1e-6:
+            fail(f"{name} differs by {apart:.3g}, having moved from the base by {moved:.3g}")
 
 
 def difference(found: Tensor, wanted: Tensor) -> str:

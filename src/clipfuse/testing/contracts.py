@@ -4,26 +4,24 @@ The first line of a docstring is the promise in words.
 """
 
 import inspect
-import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
-from clipfuse.checkpoints.names import hub_name
 from clipfuse.errors import ClipfuseError
+from clipfuse.fusion.add import add
 from clipfuse.fusion.merge import merge, sweep
 from clipfuse.fusion.sinks import TensorSink
 from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
 from clipfuse.pool.task_vector import TaskVector
-from clipfuse.testing.case import Case, check_near, check_same, fail
-from clipfuse.testing.models import SMALL, StateDict, random_models
+from clipfuse.testing.case import Case, check_finite, check_moves, check_near, check_same, fail
+from clipfuse.testing.models import random_models, write_models
 
-FACTORS = (0.3, 1.0, -0.25)
-"""Values of λ that a sweep is tried with."""
+VALUES = (0.3, -1.25)
+"""What a sweep is tried with."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ def any_threads(case: Case) -> None:
     """The same seed gives the same bits, on 1, 2 and 3 threads."""
     models = random_models(0.3)
     first = case.merged(models, threads=1)
-    for threads in (1, 2, 3):
+    for threads in (2, 3):
         check_same(case.merged(models, threads=threads), first, where=f"{threads} threads: ")
 
 
@@ -137,7 +135,10 @@ def any_order(case: Case) -> None:
         sizes = torch.stack([models[task][name] - base for task in case.tasks]).abs().sort(0).values
         tied = (sizes[1:] == sizes[:-1]).any(0)
         found[name] = torch.where(tied, wanted[name], found[name])
-    check_near(found, wanted, absolute=1e-6, relative=1e-5)
+    if case.chain.grain == "element":
+        check_near(found, wanted, absolute=1e-6, relative=1e-5)
+    else:
+        check_moves(found, wanted, models[PRETRAINED])
 
 
 @contract()
@@ -145,13 +146,7 @@ def any_home(case: Case) -> None:
     """Models on disk, and results written there, have the bits of those in memory."""
     models = case.members(random_models())
     with tempfile.TemporaryDirectory() as folder:
-        paths = {name: str(Path(folder, name)) for name in models}
-        for name, tensors in models.items():
-            Path(paths[name]).mkdir()
-            Path(paths[name], "config.json").write_text(json.dumps(SMALL.to_config()), encoding="utf-8")
-            stored = {hub_name(key): tensor for key, tensor in tensors.items()}
-            save_file(stored, Path(paths[name], "model.safetensors"), {"format": "pt"})
-        pool = HuggingFaceClipVisionPool.from_tree({"models": paths})
+        pool = HuggingFaceClipVisionPool.from_tree({"models": write_models(models, Path(folder))})
         written = merge(pool, case.chain, out=Path(folder, "merged"))
         check_same(dict(written.tensors), case.merged(models))
 
@@ -174,15 +169,14 @@ def one_expert(case: Case) -> None:
         if "not finite" in str(error):
             raise
         return
-    finite(dict(found.tensors))
+    check_finite(dict(found.tensors))
 
 
 @contract()
 def idle_expert(case: Case) -> None:
     """An expert that equals the base does no harm: the result is finite."""
     models = random_models()
-    for idle in case.tasks:
-        finite(case.merged(models | {idle: models[PRETRAINED]}))
+    check_finite(case.merged(models | {case.tasks[0]: models[PRETRAINED]}))
 
 
 @contract()
@@ -191,6 +185,27 @@ def half_precision(case: Case) -> None:
     halves = {name: {k: t.half() for k, t in tensors.items()} for name, tensors in random_models().items()}
     floats = {name: {k: t.float() for k, t in tensors.items()} for name, tensors in halves.items()}
     check_same(case.merged(halves), case.merged(floats, dtype=torch.float16))
+
+
+@contract(lambda case: case.rule.continual and not case.step.cfg.shuffle)
+def one_at_a_time(case: Case) -> None:
+    """Adding experts one at a time gives the bits of merging all of them at once."""
+    models = random_models(0.3)
+    first, *rest = case.tasks
+    found = merge({PRETRAINED: models[PRETRAINED], first: models[first]}, case.chain)
+    for task in rest:
+        found = add(found, models[task], name=task)
+    check_same(dict(found.tensors), case.merged(models))
+
+
+@contract(lambda case: case.rule.kind == "finish" and not case.rule.sees_experts)
+def blind(case: Case) -> None:
+    """A finish that says that it does not look at the experts does not."""
+    models = random_models()
+    base, first, second = models[PRETRAINED], *case.tasks[:2]
+    both = {name: models[first][name] + (models[second][name] - base[name]) for name in base}
+    found = merge({PRETRAINED: base, first: models[first], second: models[second]}, case.chain)
+    check_near(dict(merge({PRETRAINED: base, first: both}, case.chain).tensors), dict(found.tensors), 1e-6, 1e-5)
 
 
 @contract(gives_delta)
@@ -216,23 +231,17 @@ def affine(case: Case) -> None:
     check_sweep(case, name)
     models = random_models()
     plain = replace(case.step, rule=replace(case.rule, affine_in=None))
-    for factor in FACTORS:
-        found = case.merged(models, case.chain.with_setting(name, factor))
-        wanted = case.merged(models, replace(case.chain, method=plain).with_setting(name, factor))
+    for value in VALUES:
+        found = case.merged(models, case.chain.with_setting(name, value))
+        wanted = case.merged(models, replace(case.chain, method=plain).with_setting(name, value))
         check_near(found, wanted, absolute=1e-6, relative=1e-5)
 
 
 def check_sweep(case: Case, name: str) -> None:
     models = random_models()
-    found = sweep(case.members(models), replace(case.chain, swept=name, values=FACTORS))
-    for factor in FACTORS:
+    found = sweep(case.members(models), replace(case.chain, swept=name, values=VALUES))
+    for value in VALUES:
         sink = TensorSink.empty(found.specs)
-        found.write(factor, sink)
-        single = case.merged(models, case.chain.with_setting(name, factor))
-        check_same(dict(sink.tensors), single, where=f"{name}={factor}: ")
-
-
-def finite(tensors: StateDict) -> None:
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            fail(f"{name} holds NaN or Inf")
+        found.write(value, sink)
+        single = case.merged(models, case.chain.with_setting(name, value))
+        check_same(dict(sink.tensors), single, where=f"{name}={value}: ")

@@ -1,11 +1,15 @@
 """Random models in the shape of a small CLIP vision tower: state dicts, made without transformers."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from clipfuse.checkpoints.geometry import Geometry, parameter_shapes
+from clipfuse.checkpoints.names import hub_name
 from clipfuse.pool import PRETRAINED
 
 StateDict = dict[str, Tensor]
@@ -49,3 +53,14 @@ def random_models(
         own = noise(spread * (1 - correlation) ** 0.5)
         experts[task] = {name: base[name] + common[name] + own[name] for name in base}
     return {PRETRAINED: base, **experts}
+
+
+def write_models(models: Mapping[str, StateDict], folder: Path, geometry: Geometry = SMALL) -> dict[str, str]:
+    """Write each model as a folder in the hub's layout; their paths by name."""
+    for name, tensors in models.items():
+        place = folder / name
+        place.mkdir(parents=True)
+        (place / "config.json").write_text(json.dumps(geometry.to_config()), encoding="utf-8")
+        stored = {hub_name(key): tensor for key, tensor in tensors.items()}
+        save_file(stored, place / "model.safetensors", {"format": "pt"})
+    return {name: str(folder / name) for name in models}
