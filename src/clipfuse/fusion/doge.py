@@ -82,7 +82,7 @@ def doge_ta(leaf: Leaf, cfg: DogeTa, floors: Float[Tensor, "task"]) -> Float[Ten
     if not (leaf.is_matrix and is_merged(leaf.name, leaf.stored_experts[0].shape)):
         return torch.zeros_like(leaf.base)
     deltas = leaf.deltas
-    norms = torch.linalg.vector_norm(deltas, dim=(1, 2), dtype=torch.float64).tolist()
+    norms = [float(torch.linalg.vector_norm(delta, dtype=torch.float64)) for delta in deltas]
     factors = [cfg.eta / norm if norm else 0.0 for norm in norms]
     shift = learn_shift(deltas, factors, shared_directions(deltas, cfg.subspace), cfg)
     merged = torch.zeros_like(shift)

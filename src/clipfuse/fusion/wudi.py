@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from clipfuse.fusion.adam import descend
 from clipfuse.fusion.blocks import total
@@ -78,8 +79,7 @@ def wudi(leaf: Leaf, cfg: Wudi) -> Float[Tensor, "*shape"]:
     start = total(leaf.deltas)
     if not leaf.is_matrix:
         return start.div_(len(leaf.tasks))
-    norms = torch.linalg.vector_norm(leaf.deltas, dim=(1, 2), dtype=torch.float64).tolist()
-    moved = [(delta, norm) for delta, norm in zip(leaf.deltas, norms, strict=True) if norm]
+    moved = [(delta, norm) for delta in leaf.deltas if (norm := float(vector_norm(delta, dtype=torch.float64)))]
     if not moved:
         return start
     slope, curvature = quadratic(moved, torch.float64 if cfg.solver == "closed" else torch.float32)
@@ -93,18 +93,12 @@ def wudi(leaf: Leaf, cfg: Wudi) -> Float[Tensor, "*shape"]:
 def quadratic(
     moved: Moved, dtype: torch.dtype
 ) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, "columns columns"]]:
-    """∇L(S) = 2 Σ_i (S − τ_i) τ_iᵀτ_i / n_i in float64, its products in the cheaper order, and A in `dtype`."""
+    """∇L(S) = 2 Σ_i (S − τ_i) τ_iᵀτ_i / n_i in float64 and A in `dtype`, products in the cheaper order."""
     rows, columns = moved[0][0].shape
-    exact = torch.zeros_like(moved[0][0], dtype=torch.float64)  # S as float32 would have a slope of its rounding
-    for delta, _ in moved:
-        exact.add_(delta)
-    slope = torch.zeros_like(exact)
     if rows < columns:
-        for delta, norm in moved:
-            unit = delta.double().div_(norm)
-            slope.addmm_((exact - delta) @ unit.T, unit)
-        return slope.mul_(2), gram(moved, dtype).mul_(2)
-    curvature = slope.new_zeros(columns, columns)
+        return slope_of_wide(moved).mul_(2), gram(moved, dtype).mul_(2)
+    exact = exact_sum(moved)
+    slope, curvature = torch.zeros_like(exact), exact.new_zeros(columns, columns)
     for delta, norm in moved:
         own = gram([(delta, norm)], torch.float64)
         slope.addmm_(exact - delta, own)
@@ -112,36 +106,54 @@ def quadratic(
     return slope.mul_(2), curvature.mul_(2).to(dtype)
 
 
+def slope_of_wide(moved: Moved) -> Float[Tensor, "rows columns"]:
+    """Σ_i (S − τ_i) τ_iᵀ · τ_i / n_i, float64."""
+    exact = exact_sum(moved)
+    slope, unit, gap = torch.zeros_like(exact), torch.empty_like(exact), torch.empty_like(exact)
+    for delta, norm in moved:
+        unit.copy_(delta).div_(norm)
+        slope.addmm_(torch.sub(exact, delta, out=gap) @ unit.T, unit)
+    return slope
+
+
+def exact_sum(moved: Moved) -> Float[Tensor, "rows columns"]:
+    """S, float64: one that is rounded to float32 has a slope of its rounding."""
+    found = moved[0][0].double()
+    for delta, _ in moved[1:]:
+        found.add_(delta)
+    return found
+
+
 def gram(moved: Moved, dtype: torch.dtype) -> Float[Tensor, "columns columns"]:
     """Σ_i τ_iᵀτ_i / n_i, computed in `dtype`; what lies above the diagonal is mirrored."""
-    columns = moved[0][0].shape[1]
-    found = moved[0][0].new_empty(columns, columns, dtype=dtype)
-    for start in range(0, columns, COLUMNS):
-        stop = min(start + COLUMNS, columns)
-        block = found.new_zeros(columns - start, stop - start)
-        for delta, norm in moved:
-            unit = delta[:, start:].to(dtype) / norm
-            block.addmm_(unit.T, unit[:, : stop - start])
-        found[start:, start:stop] = block
-        found[start:stop, start:] = block.T
+    unit = torch.empty_like(moved[0][0], dtype=dtype)
+    columns = unit.shape[1]
+    found, starts = unit.new_zeros(columns, columns), range(0, columns, COLUMNS)
+    for delta, norm in moved:
+        unit.copy_(delta).div_(norm)
+        for start in starts:
+            found[start:, start : start + COLUMNS].addmm_(unit[:, start:].T, unit[:, start : start + COLUMNS])
+    for start in starts:
+        found[start : start + COLUMNS, start:] = found[start:, start : start + COLUMNS].T.clone()
     return found
 
 
 def times_inverse(
     slope: Float[Tensor, "rows columns"], curvature: Float[Tensor, "columns columns"]
 ) -> Float[Tensor, "rows columns"]:
-    """slope · curvature⁺ of a symmetric matrix ≥ 0, by solves with it + c · identity, each on what the last one left.
+    """slope · curvature⁺ of a symmetric matrix ≥ 0, as Σ_k cᵏ · slope · (curvature + c·1)⁻ᵏ⁻¹; both are overwritten.
 
-    That takes a Cholesky factor where a pseudo-inverse by eigenvectors takes forty times as long.
+    That takes one Cholesky factor; eigenvectors would take forty times as long, and twice the memory.
     """
     diagonal = curvature.diagonal()
-    shift = CUTOFF * diagonal.sum()
+    shift = CUTOFF * float(diagonal.sum())
     diagonal.add_(shift)
-    factor = torch.linalg.cholesky(curvature)
-    diagonal.sub_(shift)
-    found, rest = torch.zeros_like(slope), slope
+    factor = curvature.mT  # column after column, as LAPACK has it: nothing is copied
+    torch.linalg.cholesky(factor, out=factor)
+    found = torch.zeros_like(slope)
     for _ in range(SOLVES):
-        part = torch.cholesky_solve(rest.T, factor).T
-        found.add_(part)
-        rest = rest.addmm(part, curvature, alpha=-1)
+        torch.linalg.solve_triangular(factor.mT, slope, upper=True, left=False, out=slope)
+        torch.linalg.solve_triangular(factor, slope, upper=False, left=False, out=slope)
+        found.add_(slope)
+        slope.mul_(shift)
     return found
