@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from clipfuse.fusion.merged import Merged, load
     from clipfuse.models.build import substitute
     from clipfuse.pool import HuggingFaceClipVisionPool, ModelPool
+    from clipfuse.stats.factor_cache import keep_factors
 
 HOMES = {
     "ClipfuseError": "clipfuse.errors",
@@ -23,6 +24,7 @@ HOMES = {
     "Merged": "clipfuse.fusion.merged",
     "ModelPool": "clipfuse.pool",
     "add": "clipfuse.fusion.add",
+    "keep_factors": "clipfuse.stats.factor_cache",
     "load": "clipfuse.fusion.merged",
     "load_plugin": "clipfuse.fusion.loading",
     "merge": "clipfuse.fusion.merge",
@@ -36,6 +38,7 @@ __all__ = [
     "ModelPool",
     "__version__",
     "add",
+    "keep_factors",
     "load",
     "load_plugin",
     "merge",

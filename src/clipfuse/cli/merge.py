@@ -1,15 +1,33 @@
 """`clipfuse merge`."""
 
 import time
+from typing import Any
 
-from clipfuse.cli.options import Given, Json, Words, bar, megabytes, need, options, print_json, take, tree_of
+from clipfuse.cli.options import (
+    Given,
+    Json,
+    Words,
+    bar,
+    factors_kept,
+    megabytes,
+    need,
+    options,
+    print_json,
+    take,
+    tree_of,
+)
 from clipfuse.errors import ConfigError
 
 
-@options("out", "overwrite", "dtype", "seed", "device", "memory", "plugin", "verbose")
+@options("out", "overwrite", "dtype", "seed", "device", "memory", "plugin", "keep_factors", "verbose")
 def command(given: Given, words: Words = None, as_json: Json = False) -> None:
     """Merge a pool into a Hugging Face folder: method= modelpool= --out DIR, then key=value."""
-    tree = tree_of(words, given)
+    with factors_kept(given):
+        merge_tree(tree_of(words, given), as_json)
+
+
+def merge_tree(tree: dict[str, Any], as_json: bool) -> None:
+    """Merge what a tree says, and print what came out."""
     tree.pop("taskpool", None)
     take(
         tree,

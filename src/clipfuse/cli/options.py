@@ -37,6 +37,10 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
         list[str] | None,
         typer.Option("--plugin", metavar="FILE.py", help="Run a file that has methods of your own; may be repeated."),
     ),
+    "keep_factors": (
+        bool,
+        typer.Option("--keep-factors", help="Keep decompositions on disk: the same experts are not decomposed again."),
+    ),
     "verbose": (bool, typer.Option("--verbose", "-v", help="Say more of what is done.")),
 }
 """The options that mean the same in every verb: name → type and how typer shows it."""
@@ -136,6 +140,20 @@ def show_log(verbose: bool) -> None:
     root = logging.getLogger("clipfuse")
     root.handlers, root.propagate = [handler], False
     root.setLevel(logging.INFO)
+
+
+@contextmanager
+def factors_kept(given: Given) -> Iterator[None]:
+    """With --keep-factors, decompositions are kept in the cache, by content."""
+    if not given.pop("keep_factors", False):
+        yield
+        return
+    from clipfuse.cache import cache_folder
+    from clipfuse.stats.factor_cache import keep_factors
+
+    with keep_factors(cache_folder("spectra")) as store:
+        yield
+    say(f"decompositions: {store.made} made, {store.reused} from the cache")
 
 
 def print_json(data: Any) -> None:

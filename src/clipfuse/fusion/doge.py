@@ -104,7 +104,7 @@ def left_directions(matrix: Float[Tensor, "rows columns"], rank: int) -> Float[T
     if not rank:
         return matrix[:, :0]
     u, s, _ = leading(matrix, rank)
-    return u[:, s > max(matrix.shape) * torch.finfo(torch.float32).eps * s[0]]
+    return u[:, s > max(matrix.shape) * torch.finfo(torch.float32).eps * s[:1]]
 
 
 def learn_shift(

@@ -45,7 +45,7 @@ def iso_c(leaf: Leaf, cfg: IsoC) -> Float[Tensor, "*shape"]:
     """
     if not leaf.is_matrix:
         return mean(leaf.deltas)
-    found = svd(total(leaf.deltas))
+    found = svd(total(leaf.deltas), leaf.tally)
     return found.u @ found.vh * found.s.mean()
 
 
@@ -82,10 +82,10 @@ def iso_cts(leaf: Leaf, cfg: IsoCts) -> Float[Tensor, "*shape"]:
         return mean(leaf.deltas)
     rank, experts = min(leaf.deltas.shape[1:]), len(leaf.tasks)
     own = own_directions(rank, experts, cfg.common_space_fraction)
-    common = leading(total(leaf.deltas), rank - experts * own)
+    common = leading(total(leaf.deltas), rank - experts * own, leaf.tally)
     parts = [common]
     for delta in leaf.deltas:
-        parts.append(leading(delta - common.u @ (common.u.T @ delta), own))
-    u = polar(torch.cat([part.u for part in parts], 1))
-    vh = polar(torch.cat([part.vh for part in parts], 0))
-    return u @ vh * torch.cat([part.s for part in parts]).mean()
+        parts.append(leading(delta - common.u @ (common.u.T @ delta), own, leaf.tally))
+    u = polar(torch.cat([part.u for part in parts], 1), leaf.tally)
+    vh = polar(torch.cat([part.vh for part in parts], 0), leaf.tally)
+    return u @ vh * (torch.cat([part.s for part in parts]).sum() / rank)  # directions that are not there count as 0

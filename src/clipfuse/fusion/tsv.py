@@ -48,7 +48,7 @@ def tsv_merging(leaf: Leaf, cfg: TsvMerging) -> Float[Tensor, "*shape"]:
     if not leaf.is_matrix:
         return mean(leaf.deltas)
     count = min(leaf.deltas.shape[1:]) // len(leaf.tasks)
-    found = [leading(delta, count) for delta in leaf.deltas]
-    u = polar(torch.cat([triplets.u for triplets in found], 1))
-    vh = polar(torch.cat([triplets.vh for triplets in found], 0))
+    found = [leading(delta, count, leaf.tally) for delta in leaf.deltas]
+    u = polar(torch.cat([triplets.u for triplets in found], 1), leaf.tally)
+    vh = polar(torch.cat([triplets.vh for triplets in found], 0), leaf.tally)
     return (u * torch.cat([triplets.s for triplets in found])) @ vh
