@@ -170,4 +170,4 @@ def kept(matrix: Tensor, asked: str, compute: Callable[[], Factors]) -> Factors:
 
 def raw(tensor: Tensor) -> memoryview:
     """The bytes of a tensor."""
-    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
