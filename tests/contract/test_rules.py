@@ -13,8 +13,8 @@ from clipfuse.pool import ModelPool
 from clipfuse.testing import check_contract, contracts_of
 from clipfuse.testing.case import Case
 
-SETTINGS: dict[str, dict[str, Any]] = {}
-"""Values of settings that have neither a default nor an example."""
+SETTINGS: dict[str, dict[str, Any]] = {"truncate": {"rank_fraction": 0.25}}
+"""Values of settings that have neither a default nor an example, or of which one must be given."""
 
 RULES = [rule for table in TABLES.values() for rule in table.values()]
 PROMISES = [(rule, name) for rule in RULES for name in contracts_of(rule, **SETTINGS.get(rule.name, {}))]
