@@ -40,6 +40,7 @@ bench: install
 	$(BIN)/python benchmarks/merge.py
 
 docs: install
+	$(BIN)/python scripts/method_table.py
 	$(BIN)/zensical build --clean
 
 # The offline suite: its artwork (npm, Debian), one more leg of its base's pre-training, its experts, its tables.

@@ -27,13 +27,13 @@ class Step:
 
 
 def call(step: Step, state: Any, leaf: Leaf, *delta: Tensor) -> Tensor:
-    """A step's function on a leaf, its state appended if it prepares one. Raises ConfigError for another size."""
+    """A step's function on a leaf, its state appended if it prepares one. Raises ConfigError for another shape."""
     made = step.rule.function(leaf, *delta, step.cfg, *([state] if step.rule.prepare else []))
-    rows = len(leaf.tasks) if step.rule.kind == "edit" else 1
-    if not isinstance(made, Tensor) or made.numel() != rows * leaf.numel:
+    shape = tuple(leaf.stored_experts[0].shape)
+    wanted = (len(leaf.tasks), *shape) if step.rule.kind == "edit" else shape
+    if not isinstance(made, Tensor) or made.shape != wanted:
         found = tuple(made.shape) if isinstance(made, Tensor) else f"a {type(made).__name__}"
-        wanted = f"{rows} task vectors of {leaf.numel}" if step.rule.kind == "edit" else f"{leaf.numel}"
-        raise ConfigError(f"{step.rule.name}: gave {found} for {leaf.name}, {wanted} elements")
+        raise ConfigError(f"{step.rule.name}: gave {found} for {leaf.name}, it takes {wanted}")
     return made
 
 
