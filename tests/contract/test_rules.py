@@ -1,7 +1,5 @@
 """Every registered rule keeps every contract of `clipfuse.testing`. A new one is covered the moment it is registered."""
 
-from typing import Any
-
 import pytest
 import torch
 from random_models import SMALL, vision_model
@@ -13,16 +11,13 @@ from clipfuse.pool import ModelPool
 from clipfuse.testing import check_contract, contracts_of
 from clipfuse.testing.case import Case
 
-SETTINGS: dict[str, dict[str, Any]] = {"truncate": {"rank_fraction": 0.25}}
-"""Values of settings that have neither a default nor an example, or of which one must be given."""
-
 RULES = [rule for table in TABLES.values() for rule in table.values()]
-PROMISES = [(rule, name) for rule in RULES for name in contracts_of(rule, **SETTINGS.get(rule.name, {}))]
+PROMISES = [(rule, name) for rule in RULES for name in contracts_of(rule)]
 
 
 @pytest.mark.parametrize(("rule", "name"), PROMISES, ids=[f"{rule.name}-{name}" for rule, name in PROMISES])
 def test_rule_keeps(rule: Rule, name: str):
-    check_contract(rule, name, **SETTINGS.get(rule.name, {}))
+    check_contract(rule, name)
 
 
 def test_every_table_is_covered():
@@ -32,7 +27,7 @@ def test_every_table_is_covered():
 
 @pytest.mark.parametrize("rule", METHODS.values(), ids=METHODS)
 def test_a_pool_of_modules_needs_no_state_dict(rule: Rule):
-    case = Case.of(rule, SETTINGS.get(rule.name, {}))
+    case = Case.of(rule, {})
     modules = {name: vision_model(seed) for seed, name in enumerate(("_pretrained_", *case.tasks))}
     result = clipfuse.merge(modules, case.chain).load_model()
     with torch.no_grad():
