@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from clipfuse.cli.options import Given, Json, Words, megabytes, need, options, print_json, tree_of
+from clipfuse.cli.options import Given, Json, Words, duration, megabytes, need, options, print_json, tree_of
 
 
 @options("out", "overwrite", "device", "dtype", "memory", "batch_size", "seed", "limit", "plugin", "verbose")
@@ -21,11 +21,11 @@ def command(given: Given, words: Words = None, as_json: Json = False) -> None:
         f"{plan.method} of {len(plan.experts)} experts ({', '.join(plan.experts)}), "
         f"{'with' if plan.base else 'without'} a base"
     )
-    print(f"{plan.tensors} tensors, {plan.parameters:,} parameters, {plan.passes} passes over the pool")
-    print(
-        f"reads {megabytes(plan.bytes_read)}, writes {megabytes(plan.bytes_written)}, "
-        f"about {megabytes(plan.peak_memory)} of memory"
-    )
+    passes = "1 pass" if plan.passes == 1 else f"{plan.passes} passes"
+    print(f"{plan.tensors} tensors, {plan.parameters:,} parameters, {passes} over the pool")
+    work = f", {plan.work / 1e9:,.0f} GFLOP of decompositions and products" if plan.work else ""
+    print(f"reads {megabytes(plan.bytes_read)} in all, writes {megabytes(plan.bytes_written)}{work}")
+    print(f"about {megabytes(plan.peak_memory)} of memory beside torch; merging takes {duration(plan.seconds)}")
     print(f"data seen by the method: {', '.join(plan.uses) or 'none'}")
     if plan.tasks:
         print(f"tasks: {', '.join(plan.tasks)}")

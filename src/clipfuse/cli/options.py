@@ -174,3 +174,11 @@ def bar(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
 def megabytes(count: int | None) -> str:
     """Bytes for people, in MB of 10⁶."""
     return "?" if count is None else f"{count / 1e6:,.1f} MB"
+
+
+def duration(seconds: float) -> str:
+    """An estimate of a time for people: `about 1.5 min`, two digits of it."""
+    for unit, size in (("h", 3600), ("min", 60), ("s", 1)):
+        if seconds >= 1.5 * size:
+            return f"about {float(f'{seconds / size:.2g}'):g} {unit}"
+    return "about a second" if seconds >= 0.5 else "less than a second"

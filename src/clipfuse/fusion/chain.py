@@ -1,6 +1,6 @@
 """Chains: edits, one method, finishes, with their checked settings: everything that is done to a leaf."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from clipfuse.config import parse
 from clipfuse.errors import ConfigError
-from clipfuse.fusion.registry import EDITS, FINISHES, TABLES, Kind, Origin, Rule, Uses, find
-from clipfuse.pool import Leaf, PoolView
+from clipfuse.fusion.registry import EDITS, FINISHES, TABLES, Kind, Origin, Rule, Shape, Uses, find
+from clipfuse.pool import Leaf, ModelPool, PoolView
 from clipfuse.pool.view import Grain, coarsest
 
 
@@ -133,6 +133,20 @@ class Chain:
     def memory(self) -> float:
         """Most memory that work on a leaf takes, in sizes of its float32 task vectors."""
         return max(step.rule.memory for step in self.steps)
+
+    def work(self, shapes: Iterable[Shape], experts: int) -> float:
+        """FLOP of decompositions and the like, where rules know theirs; twice where both ends of a setting are met."""
+        found = 0.0
+        for shape in shapes:
+            for step in self.steps:
+                if step.rule.work:
+                    found += step.rule.work(shape, experts, step.cfg) * (2 if step.rule.affine_in else 1)
+        return found
+
+    def reads(self, pool: ModelPool) -> int:
+        """Bytes that a pass reads: each model once, the base again for each expert that arrives alone."""
+        base = pool.base.nbytes if pool.base is not None and self.method.rule.continual else 0
+        return pool.nbytes + base * (len(pool) - 1)
 
 
 def step(kind: Kind, tree: str | Mapping[str, Any], where: str) -> Step:

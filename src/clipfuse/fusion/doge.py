@@ -59,7 +59,7 @@ def work(shape: Shape, experts: int, cfg: DogeTa) -> float:
         return 0.0
     rows, columns = shape
     side = min(shape)
-    steps = cfg.steps * 4 * rows * columns * (side // cfg.subspace + experts)
+    steps = 4.0 * cfg.steps * rows * columns * (side // cfg.subspace + experts)
     return steps + (experts + 1) * side**2 * (2 * max(shape) + 9 * side)
 
 

@@ -29,7 +29,7 @@ class IsoC(DeltaConfig):
 
 
 def one_svd(shape: Shape, experts: int, cfg: DeltaConfig) -> float:
-    return 4 * max(shape) * min(shape) ** 2 + 9 * min(shape) ** 3 if len(shape) == 2 else 0.0
+    return 4.0 * max(shape) * min(shape) ** 2 + 9.0 * min(shape) ** 3 if len(shape) == 2 else 0.0
 
 
 @method(paper=ISO, grain="matrix", memory=2.0, work=one_svd)

@@ -29,7 +29,7 @@ def flops(shape: Shape, experts: int, cfg: TsvMerging) -> float:
     if len(shape) != 2:
         return 0.0
     long, short = max(shape), min(shape)
-    return experts * (2 * long * short**2 + 9 * short**3) + 2 * (4 * long * short**2 + 9 * short**3)
+    return experts * (2.0 * long * short**2 + 9 * short**3) + 2.0 * (4 * long * short**2 + 9 * short**3)
 
 
 @method(paper=TSV, grain="matrix", memory=3.0, work=flops)

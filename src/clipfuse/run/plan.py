@@ -1,26 +1,26 @@
 """`check`: everything about a run that can be known before weights are read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from clipfuse.checkpoints.writer import check_output, check_space
 from clipfuse.config import parse
-from clipfuse.cores import available_cores
 from clipfuse.data import open_split
 from clipfuse.fusion.chain import Chain
 from clipfuse.fusion.engine import check_chain
 from clipfuse.fusion.merge import as_dtype, look_at
-from clipfuse.pool import HuggingFaceClipVisionPool
-from clipfuse.pool.view import SLICE, slices
+from clipfuse.pool import HuggingFaceClipVisionPool, PoolView
+from clipfuse.pool.view import MEMORY, slices
 from clipfuse.run.bench import find_tasks, is_tiny
 from clipfuse.run.config import RunConfig
 from clipfuse.run.pipeline import chain_of
+from clipfuse.run.speed import measure_speed
 from clipfuse.tasks import TaskPoolConfig
 
-TEMPORARIES = 4
-"""Slices of the pool's size that a thread holds at a time: the task vectors and what rules make of them."""
+LOOKED_AT = 1 / 40
+"""Share of the task vectors that order statistics hold while they look at the whole pool first, in sizes of float32."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,16 @@ class Plan:
     tensors: int
     parameters: int
     bytes_read: int
+    """In all passes."""
     bytes_written: int
     passes: int
+    """Times that the pool is read."""
     peak_memory: int
-    """Estimate of anonymous memory, bytes above that of torch itself."""
+    """About what is held in anonymous memory while merging, bytes above that of torch itself."""
+    work: float
+    """FLOP of decompositions and the like, about; 0 where a method costs little more than reading."""
+    seconds: float
+    """About the time that merging takes on this machine, from a short measurement."""
     uses: tuple[str, ...]
     tasks: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -53,7 +59,8 @@ def make_plan(tree: Mapping[str, Any]) -> Plan:
     tasks = find_tasks(parse(TaskPoolConfig, config.taskpool, "taskpool")) if config.taskpool else []
     dtype = as_dtype(config.dtype)
     pool = HuggingFaceClipVisionPool.from_tree(config.modelpool).weights
-    check_chain(chain, look_at(pool, memory=config.memory))
+    view = look_at(pool, memory=config.memory)
+    check_chain(chain, view)
     for task in tasks:
         if task.folder and not is_tiny(task):
             open_split(task, "test")
@@ -63,27 +70,38 @@ def make_plan(tree: Mapping[str, Any]) -> Plan:
     if chain.method.rule.continual:  # what it goes on from, float32
         written += sum(4 * spec.numel for spec in pool.specs.values())
     check_space(Path(config.out or "."), written)
+    read, work = chain.reads(pool) * chain.passes, chain.work((spec.shape for spec in pool.specs.values()), len(pool))
+    speed = measure_speed(chain, view)
     return Plan(
         method=chain.title,
         experts=pool.tasks,
         base=pool.base is not None,
         tensors=len(pool.specs),
         parameters=sum(spec.numel for spec in pool.specs.values()),
-        bytes_read=pool.nbytes * chain.passes,
+        bytes_read=read,
         bytes_written=written,
         passes=chain.passes,
-        peak_memory=peak_memory(chain, pool.specs, 2 if chain.method.rule.continual else len(pool)),
+        peak_memory=peak_memory(chain, view),
+        work=work,
+        seconds=read / speed.bytes_per_second + (work / speed.flop_per_second if work else 0.0),
         uses=chain.uses,
         tasks=tuple(task.name for task in tasks),
         warnings=tuple(pool.warnings),
     )
 
 
-def peak_memory(chain: Chain, specs: Mapping[str, Any], experts: int) -> int:
-    """Bytes: temporaries of the largest leaves that are worked on at once, and what `prepare` keeps."""
-    if chain.grain == "element":
-        largest = 4 * SLICE
-    else:
-        largest = max(4 * specs[name].numel for name, _, _ in slices(dict(specs), chain.grain))
-    kept = (8 << 20) * experts * (chain.passes > 1)
-    return available_cores() * TEMPORARIES * (experts + 1) * largest + kept
+def peak_memory(chain: Chain, view: PoolView) -> int:
+    """Bytes: leaves that are worked on at once or what a look at the whole pool holds, and what a sweep keeps."""
+    members = min(2, len(view.tasks)) if chain.method.rule.continual else len(view.tasks)
+    size = sum(spec.numel for spec in view.specs.values())
+    view = replace(view, appetite=chain.memory * members / len(view.tasks))
+    needs = [
+        view.need((stop or view.specs[name].numel) - start) for name, start, stop in slices(view.specs, chain.grain)
+    ]
+    needs.sort(reverse=True)
+    at_once = sum(needs[: view.threads])
+    if chain.grain != "element":
+        at_once = max(needs[0], min(at_once, view.memory or MEMORY))
+    looked_at = int(LOOKED_AT * 4 * size * members) if any(step.rule.passes for step in chain.steps) else 0
+    parts = (1 if chain.swept == "scaling_factor" else 2) if chain.values else 0
+    return max(at_once, looked_at) + 4 * size * (parts + bool(parts))
