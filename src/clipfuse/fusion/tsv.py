@@ -8,7 +8,7 @@ from clipfuse.fusion.paper import Paper
 from clipfuse.fusion.registry import DeltaConfig, Shape, method
 from clipfuse.pool import Leaf
 from clipfuse.shapes import Float
-from clipfuse.stats.spectra import leading, polar
+from clipfuse.stats.spectra import flops, leading, polar
 
 TSV = Paper(
     "Task Singular Vectors: Reducing Task Interference in Model Merging",
@@ -24,24 +24,22 @@ class TsvMerging(DeltaConfig):
     """Δ = U⊥ diag(S) V⊥ᵀ of the tasks' ⌊r/T⌋ strongest singular triplets; of what is no matrix, mean_k τ_k."""
 
 
-def flops(shape: Shape, experts: int, cfg: TsvMerging) -> float:
-    """A Gram matrix and its eigenvectors for each task, two polar factors, and the product."""
-    if len(shape) != 2:
-        return 0.0
-    long, short = max(shape), min(shape)
-    return experts * (2.0 * long * short**2 + 9 * short**3) + 2.0 * (4 * long * short**2 + 9 * short**3)
+def work(shape: Shape, experts: int, cfg: TsvMerging) -> float:
+    """A decomposition for each task and two of what they give together."""
+    return (experts + 2) * flops(shape)
 
 
-@method(paper=TSV, grain="matrix", memory=3.0, work=flops)
+@method(paper=TSV, grain="matrix", memory=3.0, work=work)
 def tsv_merging(leaf: Leaf, cfg: TsvMerging) -> Float[Tensor, "*shape"]:
     """Task singular vectors without interference (Gargiulo et al., 2025).
 
     Per matrix, keep of each τ_k its k = ⌊r/T⌋ largest singular triplets, r = min(rows, columns); put them side by side,
     U = [U_1 … U_T], S, V; replace U and V by their polar factors P Qᵀ (U = P Σ Qᵀ); Δ = U⊥ diag(S) V⊥ᵀ. Biases,
-    LayerNorms, the class embedding and the patch convolution: mean_k τ_k. One pass, one decomposition for each
-    expert and matrix.
+    LayerNorms, the class embedding and the patch convolution: mean_k τ_k. One pass, T + 2 decompositions a matrix.
 
-    Deviations: none from the published code's rule; with more experts than r no triplet is left, and Δ is zero there.
+    Deviations: what an SVD fills up arbitrarily takes no part: triplets of a τ_k of lower rank than k, and directions
+    that the tasks share to rounding, so that T times the same τ give its leading triplets. With more experts than r no
+    triplet is left, and Δ is zero there.
 
     Source: section 4.2, algorithm 1.
     """

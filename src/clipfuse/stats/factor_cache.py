@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-VERSION = 1
+VERSION = 2
 """Of the algorithms in `spectra`; counts up whenever their bits change."""
 
 NAMES = "[0-9a-f]" * 64 + ".safetensors"

@@ -9,14 +9,25 @@ Every function climbs a ladder of algorithms and takes the first result that pas
 | `polar` of a long matrix | float32 Gram | float64 Gram | LAPACK's SVD in float64 |
 | `polar` | float64 Gram | | LAPACK's SVD in float64 |
 
-Of random float32 matrices (768 × 768 to 1024 × 4096) on one thread: `svd` leaves 4e-8 on both numbers of the
-certificate, `leading` an eighth of the triplets 1e-6, `polar` is within 2e-6 of float64's, relative to √rank. Beside
-LAPACK's float32 SVD `svd` takes 1.2 (square) to 0.35 of the time, `leading` 0.6 to 0.15, `polar` 1.2 to 0.2.
+Milliseconds of one thread (AVX-512, MKL), an eighth of the triplets for `leading`, beside LAPACK's float32 SVD:
+
+| | 768 × 768 | 3072 × 768 | 768 × 3072 | 1024 × 4096 |
+| --- | --- | --- | --- | --- |
+| LAPACK | 123 | 303 | 586 | 1794 |
+| `leading` | 60 | 98 | 100 | 210 |
+| `leading`, s_1 > 30 s_rank | 170 | 255 | 310 | 660 |
+| `svd` | 140 | 260 | 260 | 670 |
+| `polar`, s_1 < 5 s_r | 145 | 165 | 165 | 430 |
+| `polar` | 145 | 420 | 415 | 1065 |
+| last rung | 330 | 760 | 740 | 1900 |
+
+Against SVDs in float64, flat to steep spectra, ‖X − X_ref‖ / ‖X_ref‖ was at most (the first three sizes): `leading`
+9e-6 for U diag(s) Vᵀ and 2e-5 for U Vᵀ; `svd` 4e-7; `polar` 3e-7, of long matrices 2e-6, and 6e-6 of those of low
+rank.
 """
 
 from collections import Counter
 from collections.abc import Callable
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -24,6 +35,7 @@ from torch import Tensor
 
 from clipfuse.shapes import Float
 from clipfuse.stats.factor_cache import Factors, kept
+from clipfuse.stats.gram import by_gram, by_lapack, defect, residual
 
 TOLERANCE = 1e-5
 """Bound on both numbers of the `Certificate` of every result."""
@@ -33,12 +45,6 @@ CHANCE = 64
 """Of this many singular values of a square matrix of full rank, at most one is that small by chance."""
 NULL = 1e-12
 """Share of the largest singular value below which others are zero even to float64."""
-EXTRA = 8
-"""Vectors beside those asked for, among which Rayleigh-Ritz finds the leading ones."""
-BLOCKS = 4
-"""Strips that a Gram matrix is computed in, so that the upper triangle is mostly left out."""
-PROBES = 16
-"""Vectors that a certificate is measured with; more than four times too small a number is less likely than 1e-6."""
 
 Tally = Counter[str]
 """`leaf.tally`, or any other counter: gets `spectra.factorisations` and `spectra.fallback`."""
@@ -101,6 +107,11 @@ def certificate(matrix: Float[Tensor, "rows columns"], found: Triplets) -> Certi
     return Certificate(max(defect(u), defect(vh.mT)), max(sides))
 
 
+def flops(shape: tuple[int, ...]) -> float:
+    """Of one decomposition of a matrix, about: its Gram matrix, that one's eigenvectors, their images; else 0."""
+    return 4 * max(shape) * min(shape) ** 2 + 9 * min(shape) ** 3 if len(shape) == 2 else 0.0
+
+
 def decompose(
     matrix: Tensor, asked: str, compute: Callable[[Tensor], Factors], tally: Tally | None
 ) -> tuple[Tensor, ...]:
@@ -134,7 +145,7 @@ def all_triplets(tall: Tensor) -> Factors:
 
 def leading_triplets(tall: Tensor, rank: int) -> Factors:
     """Float32 Gram if few are asked for, else float64 Gram, else LAPACK; then what stands out of rounding."""
-    if not tall.any():
+    if not rank or not tall.any():
         return Factors((tall[:, :0], tall.new_zeros(0), tall.new_zeros(0, tall.shape[1])))
     few = 2 * rank <= tall.shape[1] and tall.dtype == torch.float32
     for dtype in (torch.float32, torch.float64)[not few :]:
@@ -142,7 +153,7 @@ def leading_triplets(tall: Tensor, rank: int) -> Factors:
             u, s, v = found
             some = int((s > NOISE * s[:1]).sum())
             u, s, v = u[:, :some], s[:some], v[:, :some]
-            if some and defect(u) <= TOLERANCE and residual(tall.to(u), u, s, v) <= TOLERANCE * (s[-1] / s[0]):
+            if some and defect(u) <= TOLERANCE and residual(tall, u, s, v) <= TOLERANCE * (s[-1] / s[0]):
                 return Factors((u.to(tall.dtype), s.to(tall.dtype), v.mT.to(tall.dtype)))
     u, s, vh = by_lapack(tall)
     some = min(rank, int((s > NOISE * s[:1]).sum()))
@@ -173,66 +184,3 @@ def significant(s: Tensor) -> int:
     """
     some = int((s > NOISE * s[:1]).sum())
     return int((s > NULL * s[:1]).sum()) if len(s) - some <= len(s) // CHANCE else some
-
-
-def by_gram(tall: Tensor, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor] | None:
-    """U, s and V of the `rank` largest triplets from the eigenvectors of tallᵀtall in `dtype`; None if that fails.
-
-    U diag(s) = tall V to rounding: how far U is from orthonormal says how good all is. Some vectors found in float32
-    are turned among themselves by Rayleigh-Ritz in float64, which mends most of what float32 lost.
-    """
-    matrix = tall.to(dtype)
-    try:
-        _, v = torch.linalg.eigh(gram(matrix))
-        v = v[:, max(0, v.shape[1] - rank - EXTRA) :].flip(1)
-        if rank < tall.shape[1] and dtype == torch.float32:
-            v = v.double()
-            image = tall.double() @ v
-            turn = torch.linalg.eigh(gram(image)).eigenvectors.flip(1)
-            image, v = image @ turn, v @ turn
-        else:
-            image = matrix @ v
-    except RuntimeError:  # torch's LinAlgError: it did not converge
-        return None
-    s = image[:, :rank].norm(dim=0)
-    return image[:, :rank].div_(s), s, v[:, :rank]
-
-
-def by_lapack(tall: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """U, s and Vᵀ from LAPACK in float64."""
-    u, s, vh = torch.linalg.svd(tall.double(), full_matrices=False)
-    return u.to(tall.dtype), s, vh.to(tall.dtype)
-
-
-def gram(tall: Float[Tensor, "rows columns"]) -> Float[Tensor, "columns columns"]:
-    """The lower triangle of tallᵀ tall, which is all that `eigh` reads; what is above it means nothing."""
-    columns = tall.shape[1]
-    found = tall.new_zeros(columns, columns)
-    edges = [columns * block // BLOCKS for block in range(BLOCKS + 1)]
-    for start, stop in pairwise(edges):
-        torch.mm(tall[:, start:stop].mT, tall[:, :stop], out=found[start:stop, :stop])
-    return found
-
-
-def defect(u: Tensor) -> float:
-    """‖uᵀu − I‖ / √rank; NaN where u has one."""
-    z = probes(u)
-    return per_probe(u.mT @ (u @ z) - z, z)
-
-
-def residual(tall: Tensor, u: Tensor, s: Tensor, v: Tensor) -> float:
-    """‖tallᵀ u − v diag(s)‖ / (√rank·s_1); 0 of zeros."""
-    z = probes(u)
-    largest = s.max().item() if len(s) else 0
-    return per_probe(tall.mT @ (u @ z) - v @ (s[:, None] * z), z) / (largest or 1)
-
-
-def probes(of: Float[Tensor, "rows rank"]) -> Float[Tensor, "rank probe"]:
-    """Vectors of signs, always the same: the mean of ‖Ez‖² over random signs is ‖E‖²."""
-    signs = torch.randint(2, (of.shape[1], PROBES), generator=torch.Generator().manual_seed(0))
-    return signs.mul_(2).sub_(1).to(of)
-
-
-def per_probe(error: Tensor, z: Tensor) -> float:
-    """‖E‖ / √rank from Ez."""
-    return error.norm().item() / max(z.numel(), 1) ** 0.5
