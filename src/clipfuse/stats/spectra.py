@@ -4,8 +4,8 @@ Every function climbs a ladder of algorithms and takes the first result that pas
 
 | asked | first | then | last |
 | --- | --- | --- | --- |
-| `leading`, few triplets | float32 Gram, float64 Rayleigh-Ritz | float64 Gram | LAPACK's SVD in float64 |
-| `svd`, or most triplets | float64 Gram | | LAPACK's SVD in float64 |
+| `leading`, few triplets of many | float32 Gram, float64 Rayleigh-Ritz | float64 Gram | LAPACK's SVD in float64 |
+| `svd`, `leading` | float64 Gram | | LAPACK's SVD in float64 |
 | `polar` of a long matrix | float32 Gram | float64 Gram | LAPACK's SVD in float64 |
 | `polar` | float64 Gram | | LAPACK's SVD in float64 |
 
@@ -45,6 +45,8 @@ CHANCE = 64
 """Of this many singular values of a square matrix of full rank, at most one is that small by chance."""
 NULL = 1e-12
 """Share of the largest singular value below which others are zero even to float64."""
+SMALL = 256
+"""Below this many rows or columns float64 costs next to nothing, and no direction is lost among many."""
 
 Tally = Counter[str]
 """`leaf.tally`, or any other counter: gets `spectra.factorisations` and `spectra.fallback`."""
@@ -147,13 +149,13 @@ def leading_triplets(tall: Tensor, rank: int) -> Factors:
     """Float32 Gram if few are asked for, else float64 Gram, else LAPACK; then what stands out of rounding."""
     if not rank or not tall.any():
         return Factors((tall[:, :0], tall.new_zeros(0), tall.new_zeros(0, tall.shape[1])))
-    few = 2 * rank <= tall.shape[1] and tall.dtype == torch.float32
+    few = max(SMALL, 2 * rank) <= tall.shape[1] and tall.dtype == torch.float32
     for dtype in (torch.float32, torch.float64)[not few :]:
         if found := by_gram(tall, rank, dtype):
             u, s, v = found
             some = int((s > NOISE * s[:1]).sum())
             u, s, v = u[:, :some], s[:some], v[:, :some]
-            if some and defect(u) <= TOLERANCE and residual(tall, u, s, v) <= TOLERANCE * (s[-1] / s[0]):
+            if some and defect(u) <= TOLERANCE and residual(tall.to(dtype), u, s, v) <= TOLERANCE * (s[-1] / s[0]):
                 return Factors((u.to(tall.dtype), s.to(tall.dtype), v.mT.to(tall.dtype)))
     u, s, vh = by_lapack(tall)
     some = min(rank, int((s > NOISE * s[:1]).sum()))
