@@ -111,7 +111,7 @@ def certificate(matrix: Float[Tensor, "rows columns"], found: Triplets) -> Certi
 
 def flops(shape: tuple[int, ...]) -> float:
     """Of one decomposition of a matrix, about: its Gram matrix, that one's eigenvectors, their images; else 0."""
-    return 4 * max(shape) * min(shape) ** 2 + 9 * min(shape) ** 3 if len(shape) == 2 else 0.0
+    return 4.0 * max(shape) * min(shape) ** 2 + 9.0 * min(shape) ** 3 if len(shape) == 2 else 0.0
 
 
 def decompose(
