@@ -6,8 +6,6 @@ from random_models import random_models
 from references import Models, check, flat, result, split
 
 import clipfuse
-from clipfuse.pool import PoolView, pool_from_memory
-from clipfuse.stats.quantiles import kth_magnitudes
 
 
 @pytest.fixture(params=[0.0, 0.8], ids=["uncorrelated", "correlated"])
@@ -97,27 +95,3 @@ def test_one_expert_with_lambda_one_is_that_expert(models: Models, method: str):
     settings = {"keep": 1.0} if method == "ties_merging" else {}
     found = result(pair, method, scaling_factor=1.0, **settings)
     torch.testing.assert_close(found, flat(models["signs"]), atol=1e-7, rtol=1e-6)
-
-
-@pytest.mark.parametrize("keep", [1e-5, 0.001, 0.2, 0.5, 0.999, 1.0])
-def test_kth_magnitudes_is_exact(models: Models, keep: float):
-    view = PoolView(pool_from_memory(models))
-    sizes = torch.stack([torch.cat([leaf.deltas[k].abs().flatten() for leaf in view]) for k in range(3)])
-    d = sizes.shape[1]
-    rank = d - int(keep * d)
-    want = sizes.kthvalue(rank, dim=1).values if rank else torch.zeros(3)
-    assert torch.equal(kth_magnitudes(view, keep), want)
-
-
-def test_kth_magnitudes_survives_a_misleading_sample_and_ties():
-    """The first elements of every slice are large; nearly all entries are equal."""
-    base = {name: torch.zeros_like(t) for name, t in random_models()["_pretrained_"].items()}
-    expert = {name: torch.full_like(t, 0.5) for name, t in base.items()}
-    for tensor in expert.values():
-        tensor.view(-1)[:1024] = 4.0
-    expert["encoder.layers.0.mlp.fc1.weight"].view(-1)[-5:] = 0.25
-    view = PoolView(pool_from_memory({"_pretrained_": base, "a": expert, "b": base}))
-    sizes = torch.cat([leaf.deltas[0].abs().flatten() for leaf in view])
-    for keep in (0.3, 0.6, 0.9, 0.9999):
-        want = sizes.kthvalue(len(sizes) - int(keep * len(sizes))).values
-        assert kth_magnitudes(view, keep).tolist() == [want, 0.0]

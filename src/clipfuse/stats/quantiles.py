@@ -1,30 +1,33 @@
 """Order statistics over whole task vectors, or of numbers made of them, found without holding them."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from clipfuse.errors import PoolError
 from clipfuse.pool.leaf import Leaf
 from clipfuse.pool.view import PoolView
 from clipfuse.shapes import Float
 
-BOTTOM, TOP = -(1 << 31), 1 << 31
-"""Keys of float32 numbers lie in [BOTTOM, TOP), sorted like the numbers."""
-BIN_BITS = 20
-"""A histogram has 2^20 bins of 8 bytes each."""
-HELD = 1 << 22
-"""Numbers inside a window that are held, 4 bytes each; more are binned."""
-SAMPLE = 1024
-"""Leading elements of a slice that the first guess looks at."""
+SAMPLE = 1 << 18
+"""Entries of a row in a sample, about."""
 MARGIN = 0.01
-"""Share of entries on either side of the guess that the first window takes in."""
+"""Share of entries on either side of a guess that its window takes in."""
+LIMIT = 0.05
+"""Share of entries that a window may hold: of more, none are collected."""
+PATIENCE = 3
+"""Guesses from samples; then windows halve the float32 numbers that are left, and 32 passes suffice for anything."""
+
+NAN = "a number made of the task vectors is NaN: they are too large for float32"
 
 Rows = Callable[[Leaf], Float[Tensor, "task *shape"]]
-Keys = npt.NDArray[np.int32]
+Numbers = npt.NDArray[np.float32]
+Ends = tuple[np.float32, np.float32]
+"""Lowest and highest number of a stretch, both in it."""
 
 
 def kth_magnitudes(view: PoolView, keep: float) -> Float[Tensor, "task"]:
@@ -43,112 +46,173 @@ def magnitudes(leaf: Leaf) -> Float[Tensor, "task *shape"]:
     return leaf.deltas.abs()
 
 
-@dataclass(frozen=True)
-class Window:
-    """Keys [low, high) among which the `rank`-th smallest number of a row lies, or is believed to."""
-
-    row: int
-    rank: int
-    low: int
-    high: int
-
-    @property
-    def shift(self) -> int:
-        """Bits that its bins do not tell apart."""
-        return max(0, (self.high - self.low - 1).bit_length() - BIN_BITS)
-
-
 def order_statistics(view: PoolView, rows: Rows, ranks: Sequence[int]) -> Float[Tensor, "rank task"]:
     """The smallest numbers but so many, `ranks` counted from 1, of each row over the whole model. Exact; on the CPU.
 
-    The bits of floats, turned a little, sort like the floats. A sample of each slice gives windows that should hold
-    the answers; a pass counts what lies below them and bins what lies inside; that is repeated, on the whole range
-    where a guess was wrong, until a bin is one number. One sampling pass and mostly one full pass; 8 MiB an answer.
+    The beginnings of all slices are a sample, which tells between which two numbers each answer should lie. A pass
+    counts what lies below that window and collects the few per cent inside; put in order, they hold the answer. Where
+    a guess was wrong, the counts tell on which side the answer lies, numbers from everywhere are a better sample, and
+    another pass follows. One sampling pass and mostly one full pass; 4 bytes a number in a window, which holds 2 % of
+    the model for each answer.
     """
     size = entries(view)
-    windows = first_windows(view, rows, ranks, size)
-    while True:
-        windows = narrower(view, rows, windows)
-        if all(window.high - window.low == 1 for window in windows):
-            break
-    keys = np.array([window.low for window in windows], np.int32).reshape(len(ranks), -1)
-    return torch.from_numpy(turn(keys)).view(torch.float32)
+    searches = [Search(row, rank, size) for rank in ranks for row in range(len(view.tasks))]
+    left, sample = searches, beginnings(view, rows)
+    while left:
+        for search in left:
+            search.aim(sample[search.row], size)
+        look(view, rows, left)
+        left = [search for search in left if search.answer is None]
+        sample = scattered(view, rows) if left else sample
+    found = np.array([search.answer for search in searches], np.float32)
+    return torch.from_numpy(found + np.float32(0)).view(len(ranks), -1)  # −0 is 0
 
 
-def turn(bits: Keys) -> Keys:
-    """Bits of float32 as integers that sort alike, and back: negative numbers count the other way round."""
-    return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
+@dataclass
+class Search:
+    """What is known of one answer, the `rank`-th smallest number (from 1) of a row, and where it is looked for."""
+
+    row: int
+    rank: int
+    upto: int
+    """Numbers of the row that are not above `ends`."""
+    under: int = 0
+    """Numbers of the row below `ends`."""
+    ends: Ends = (np.float32(-np.inf), np.float32(np.inf))
+    """Where it lies for sure."""
+    tries: int = 0
+    window: Ends = (np.float32(0), np.float32(0))
+    """Where it is looked for in this pass."""
+    below: int = 0
+    """Numbers below the window."""
+    within: int = 0
+    """Numbers in the window."""
+    inside: list[Numbers] = field(default_factory=list)
+    """The numbers in the window; none if it is one number wide, or if they are more than `room`."""
+    room: int = 0
+    answer: np.float32 | None = None
+
+    def aim(self, sample: Numbers, size: int) -> None:
+        """Choose the next window by a sorted sample of the row, of `size` numbers."""
+        left, self.room = self.upto - self.under, max(int(LIMIT * size), 1024)
+        self.tries, self.below, self.within, self.inside = self.tries + 1, 0, 0, []
+        sample = sample[between(sample, self.ends)]
+        if left <= self.room:
+            self.window = self.ends
+        elif self.tries > PATIENCE or not len(sample):
+            self.window = (halfway(*self.ends),) * 2
+        else:
+            guess, share = (self.rank - self.under) / left, size / left
+            low, high = (int((guess + step * share) * len(sample)) for step in (-MARGIN, MARGIN))
+            start = sample[low] if low > 0 else self.ends[0]
+            stop = sample[high + 1] if high + 1 < len(sample) else self.ends[1]
+            found = between(sample, (start, stop))
+            crowded = found.stop - found.start > LIMIT * share * len(sample)  # with one number many times over
+            self.window = (sample[min(int(guess * len(sample)), len(sample) - 1)],) * 2 if crowded else (start, stop)
+
+    def count(self, row: Numbers) -> tuple[int, int, Numbers | None]:
+        """Of some numbers, how many lie below the window and how many in it; and those in it."""
+        low, high = self.window
+        under, upto = row < low, row <= high
+        below = int(np.count_nonzero(under))
+        within = int(np.count_nonzero(upto)) - below
+        if low == high or self.within > self.room or not within:
+            return below, within, None
+        return below, within, row[np.flatnonzero(np.not_equal(under, upto, out=under))]
+
+    def add(self, below: int, within: int, inside: Numbers | None) -> None:
+        self.below, self.within = self.below + below, self.within + within
+        if self.within > self.room:
+            self.inside = []
+        elif inside is not None:
+            self.inside.append(inside)
+
+    def settle(self) -> None:
+        """After a pass: the answer, or narrower ends."""
+        low, high = self.window
+        if self.rank <= self.below:
+            self.ends, self.upto = (self.ends[0], following(low, -np.inf)), self.below
+        elif self.rank > self.below + self.within:
+            if np.isposinf(high):
+                raise PoolError(NAN)
+            self.ends, self.under = (following(high, np.inf), self.ends[1]), self.below + self.within
+        elif low == high:
+            self.answer = low
+        elif self.within > self.room:
+            self.ends, self.under, self.upto = self.window, self.below, self.below + self.within
+        else:
+            numbers, place = np.concatenate(self.inside), self.rank - self.below - 1
+            numbers.partition(place)
+            self.answer, self.inside = numbers[place], []
 
 
-def keys_of(rows: Rows, leaf: Leaf) -> Keys:
-    """Keys of a leaf, (row, element)."""
-    return turn(rows(leaf).flatten(1).contiguous().cpu().numpy().view(np.int32))
+def between(numbers: Numbers, ends: Ends) -> slice:
+    """Where sorted numbers lie between two, both included."""
+    return slice(int(np.searchsorted(numbers, ends[0])), int(np.searchsorted(numbers, ends[1], "right")))
 
 
-def first_windows(view: PoolView, rows: Rows, ranks: Sequence[int], size: int) -> list[Window]:
-    """A window for each rank and row, from a sample of every slice."""
-    sample = np.concatenate(list(view.map(lambda leaf: keys_of(rows, leaf)[:, :SAMPLE].copy(), head=SAMPLE)), 1)
+def numbers_of(rows: Rows, leaf: Leaf) -> Numbers:
+    """Numbers of a leaf, (row, element)."""
+    return rows(leaf).flatten(1).contiguous().cpu().numpy()
+
+
+def look(view: PoolView, rows: Rows, searches: Sequence[Search]) -> None:
+    """One pass for all searches."""
+
+    def count(leaf: Leaf) -> list[tuple[int, int, Numbers | None]]:
+        numbers = numbers_of(rows, leaf)
+        return [search.count(numbers[search.row]) for search in searches]
+
+    for found in view.map(count):
+        for search, part in zip(searches, found, strict=True):
+            search.add(*part)
+    for search in searches:
+        search.settle()
+
+
+def beginnings(view: PoolView, rows: Rows) -> Numbers:
+    """The first entries of every slice, as many as it is long, (row, number), sorted: cheap, but not everywhere."""
+    sizes = {name: spec.numel for name, spec in view.specs.items()}
+    every = stride(view)
+
+    def head(leaf: Leaf) -> Numbers:
+        whole = sizes[leaf.name] if view.grain != "element" else min(view.slice, sizes[leaf.name] - leaf.start)
+        return numbers_of(rows, leaf)[:, : -(-whole // every)].copy()
+
+    return collected(view.map(head, head=-(-view.slice // every)))
+
+
+def scattered(view: PoolView, rows: Rows) -> Numbers:
+    """Some entries from all over the model, (row, number), sorted; one pass."""
+    every = stride(view)
+    return collected(view.map(lambda leaf: numbers_of(rows, leaf)[:, ::every].copy()))
+
+
+def stride(view: PoolView) -> int:
+    """A sample takes one of so many entries."""
+    return max(1, entries(view) // SAMPLE)
+
+
+def collected(parts: Iterable[Numbers]) -> Numbers:
+    sample = np.concatenate(list(parts), 1)
     sample.sort(axis=1)
-    last = sample.shape[1] - 1
-    found = []
-    for rank in ranks:
-        low = max(int((rank / size - MARGIN) * last), 0)
-        high = min(int((rank / size + MARGIN) * last) + 1, last)
-        # beyond the sample's ends there may be more
-        ends = [(BOTTOM if low == 0 else int(row[low]), TOP if high == last else int(row[high]) + 1) for row in sample]
-        found += [Window(number, rank, *pair) for number, pair in enumerate(ends)]
-    return found
+    if np.isnan(sample[:, -1]).any():
+        raise PoolError(NAN)
+    return sample
 
 
-def narrower(view: PoolView, rows: Rows, windows: Sequence[Window]) -> list[Window]:
-    """One pass: the number inside each window, the bin that holds it, or the side of the window that it lies on."""
-    below = np.zeros(len(windows), np.int64)
-    found = [Inside(window) for window in windows]
-
-    def count(leaf: Leaf) -> tuple[list[int], list[npt.NDArray[np.uint32]]]:
-        under, inside = [], []
-        keys = keys_of(rows, leaf)
-        for window in windows:
-            row = keys[window.row]
-            under.append(int(np.count_nonzero(row < window.low)))
-            above = (row - np.int32(window.low)).view(np.uint32)  # wraps where it is below
-            inside.append(above[np.flatnonzero(above <= np.uint32(window.high - window.low - 1))])
-        return under, inside
-
-    for under, inside in view.map(count):
-        below += under
-        for window, keys in zip(found, inside, strict=True):
-            window.add(keys)
-    return [inside.settle(inside.window.rank - int(less)) for inside, less in zip(found, below, strict=True)]
+def following(number: np.float32, direction: float) -> np.float32:
+    """The next float32 number in a direction."""
+    with np.errstate(over="ignore"):
+        return np.nextafter(number, np.float32(direction))
 
 
-class Inside:
-    """Numbers inside a window, as distances of their keys from its low end: held while they are few, then binned."""
+def halfway(low: np.float32, high: np.float32) -> np.float32:
+    """The number in the middle of all float32 numbers between two."""
+    keys = [turn(np.float32(end).view(np.int32)) for end in (low, high)]
+    return turn(np.int32(sum(map(int, keys)) // 2)).view(np.float32)
 
-    def __init__(self, window: Window):
-        self.window, self.held, self.count = window, [], 0
-        self.bins: npt.NDArray[np.int64] | None = None
 
-    def add(self, keys: npt.NDArray[np.uint32]) -> None:
-        self.held.append(keys)
-        self.count += len(keys)
-        if self.count > HELD:
-            self.bins = np.zeros(1 << BIN_BITS, np.int64) if self.bins is None else self.bins
-            for part in self.held:
-                np.add.at(self.bins, part >> np.uint32(self.window.shift), 1)
-            self.held.clear()
-
-    def settle(self, left: int) -> Window:
-        """Where the `left`-th number (from 1) of those inside lies."""
-        window = self.window
-        if left < 1:
-            return replace(window, low=BOTTOM, high=window.low)
-        if left > self.count:
-            return replace(window, low=window.high, high=TOP)
-        if self.bins is None:
-            keys = np.concatenate(self.held)
-            keys.partition(left - 1)
-            low = window.low + int(keys[left - 1])
-            return replace(window, low=low, high=low + 1)
-        low = window.low + (int(np.searchsorted(self.bins.cumsum(), left)) << window.shift)
-        return replace(window, low=low, high=min(low + (1 << window.shift), window.high))
+def turn(bits: np.int32) -> np.int32:
+    """Bits of a float32 as an integer that sorts alike, and back: negative numbers count the other way round."""
+    return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
