@@ -20,6 +20,8 @@ MODEL_STOCK = Paper(
     "2403.19522",
     "ECCV",
 )
+POLE = 1e-6
+"""At (T − 1)·cos θ + 1 = 0 the task vectors cancel, and beyond it there are none: r counts as 0 up to here."""
 
 
 class ModelStock(DeltaConfig):
@@ -44,7 +46,7 @@ def ratio(gram: Float[Tensor, "task task"], angle: str) -> float:
     cosines = torch.where(lengths > 0, gram[above[0], above[1]] / lengths, 0).clamp(-1, 1)
     cosine = math.cos(float(cosines.acos().mean())) if angle == "mean_angle" else float(cosines.mean())
     below = (count - 1) * cosine + 1
-    return count * cosine / below if abs(below) > 1e-9 else 0.0
+    return count * cosine / below if below > POLE else 0.0
 
 
 @method(paper=MODEL_STOCK, grain="element", prepare=ratios, passes=1)

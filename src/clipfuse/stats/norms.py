@@ -1,4 +1,4 @@
-"""Inner products of task vectors, streamed: float64 sums over the engine's slices, in their order."""
+"""Norms and inner products of task vectors, streamed: float64 sums over the engine's slices, in their order."""
 
 import torch
 from torch import Tensor
@@ -6,6 +6,9 @@ from torch import Tensor
 from clipfuse.pool.leaf import Leaf
 from clipfuse.pool.view import PoolView
 from clipfuse.shapes import Float
+
+STRETCH = 8192
+"""Elements whose float64 copies are held at a time: those of eight experts stay in cache."""
 
 
 def grams(view: PoolView) -> dict[str, Float[Tensor, "task task"]]:
@@ -17,16 +20,22 @@ def grams(view: PoolView) -> dict[str, Float[Tensor, "task task"]]:
 
 
 def gram(leaf: Leaf) -> Float[Tensor, "task task"]:
-    """⟨τ_i, τ_j⟩ of a leaf: float32 products of stretches so short that rounding stays below 1e-6, added in float64."""
-    rows = leaf.deltas.flatten(1)
-    products = [part @ part.T for part in rows.split(STRETCH, 1)]
-    return torch.stack(products).double().sum(0).cpu()
-
-
-STRETCH = 4096
-"""Elements that are added up in float32."""
+    """⟨τ_i, τ_j⟩ of a leaf."""
+    found = leaf.deltas.new_zeros(len(leaf.tasks), len(leaf.tasks), dtype=torch.float64)
+    for part in leaf.deltas.flatten(1).split(STRETCH, 1):
+        wide = part.double()
+        found.addmm_(wide, wide.T)
+    return found.cpu()
 
 
 def squared_norms(view: PoolView) -> Float[Tensor, "task"]:
     """‖τ_k‖² over the whole model, float64 on the CPU. One pass."""
-    return torch.stack([found.diagonal() for found in grams(view).values()]).sum(0)
+    found = torch.zeros(len(view.tasks), dtype=torch.float64)
+    for part in view.map(squares):
+        found += part
+    return found
+
+
+def squares(leaf: Leaf) -> Float[Tensor, "task"]:
+    """‖τ_k‖² of a leaf."""
+    return torch.stack([row.dot(row) for row in map(Tensor.double, leaf.deltas.flatten(1))]).cpu()
