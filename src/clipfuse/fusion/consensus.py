@@ -53,7 +53,9 @@ def consensus(leaf: Leaf, cfg: Consensus, thresholds: list[float]) -> Float[Tens
     Source: sections 3 and 4, equations 4 and 5.
     """
     together = total(leaf.deltas)
-    votes = torch.zeros_like(together)
+    votes, others, vote = (torch.empty_like(together) for _ in range(3))
+    votes.zero_()
     for row, threshold in zip(leaf.deltas, thresholds, strict=True):
-        votes += row.abs() > (together - row).abs_().mul_(threshold)
-    return together.mul_(votes >= cfg.k)
+        torch.sub(together, row, out=others).abs_().mul_(threshold)
+        votes += torch.abs(row, out=vote).gt_(others)  # 0 or 1 as floats; masks are ten times slower
+    return together.mul_(votes.ge_(cfg.k))

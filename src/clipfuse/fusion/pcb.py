@@ -23,6 +23,8 @@ PCB = Paper(
 )
 OUTLIERS = 1e-4
 """Share of a task vector's magnitudes that is clamped at either end."""
+FLAT = 2.0**-12
+"""Up to here tanh x = x in float32: x³/3 is less than half a unit in the last place."""
 
 
 class PcbMerging(DeltaConfig):
@@ -57,15 +59,20 @@ def weigh(view: PoolView, cfg: PcbMerging) -> Balance:
 def scores(leaf: Leaf, low: list[float], high: list[float]) -> Float[Tensor, "task *shape"]:
     """s_k = exp(T·a_k²)·tanh(τ_k Σ_j τ_j), a_k = minmax(|τ̃_k|)."""
     together, found = total(leaf.deltas), torch.empty_like(leaf.deltas)
+    product = torch.empty_like(together)
     for row, out, least, most in zip(leaf.deltas, found, low, high, strict=True):
         torch.abs(row, out=out).clamp_(least, most).sub_(least).div_(most - least or 1.0)
-        out.square_().mul_(len(leaf.tasks)).exp_().mul_(tanh(row * together))
+        out.square_().mul_(len(leaf.tasks)).exp_().mul_(tanh_(torch.mul(row, together, out=product)))
     return found
 
 
-def tanh(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """In place; numbers so small that float32's tanh is the number itself are not computed with."""
-    return x if max(-float(x.min()), float(x.max())) < 1e-4 else x.tanh_()
+def tanh_(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """tanh in place; most products of task vectors are so small that there is nothing to do."""
+    low, high = x.aminmax()
+    if max(-low, high) > FLAT:
+        small = x.clamp(-FLAT, FLAT)
+        x.copy_(torch.where(x == small, x, x.tanh()))
+    return x
 
 
 @method(paper=PCB, grain="element", prepare=weigh, passes=2)
@@ -86,8 +93,10 @@ def pcb_merging(leaf: Leaf, cfg: PcbMerging, balance: Balance) -> Float[Tensor, 
     together, weights = torch.zeros_like(leaf.deltas[0]), torch.zeros_like(leaf.deltas[0])
     limits = zip(balance.low, balance.high, balance.floor, balance.ceiling, strict=True)
     found = scores(leaf, balance.low, balance.high)
+    clamped = torch.empty_like(together)
     for row, weight, (low, high, floor, ceiling) in zip(leaf.deltas, found, limits, strict=True):
         weight.clamp_min_(floor).sub_(floor).div_(ceiling - floor or 1.0)
-        together += row.abs().clamp_(low, high).copysign_(row).mul_(row != 0).mul_(weight)
+        torch.abs(row, out=clamped).clamp_(low, high).mul_(row.sign())
+        together.addcmul_(clamped, weight)
         weights += weight
     return together.div_(weights.clamp_min_(1e-12))
