@@ -12,7 +12,7 @@ from clipfuse.fusion.paper import Paper
 from clipfuse.fusion.registry import finish
 from clipfuse.pool import Leaf
 from clipfuse.shapes import Float
-from clipfuse.stats.spectra import svd
+from clipfuse.stats.spectra import numerical_rank, svd
 
 SVC = Paper(
     "When Shared Knowledge Hurts: Spectral Over-Accumulation in Model Merging",
@@ -51,7 +51,8 @@ def svc(leaf: Leaf, delta: Float[Tensor, "*shape"], cfg: Svc) -> Float[Tensor, "
     """
     if not leaf.is_matrix:
         return delta
-    u, s, vh = svd(delta)
+    found = svd(delta, leaf.tally)
+    u, s, vh = found
     merged, divisor = s[:, None] * vh, s.new_zeros(len(s), dtype=torch.float64)
     for tau in leaf.deltas:
         own = u.T @ tau
@@ -59,6 +60,7 @@ def svc(leaf: Leaf, delta: Float[Tensor, "*shape"], cfg: Svc) -> Float[Tensor, "
         left = (merged * own).sum(1) / size
         none = size <= (8 * EPS) ** 2 * tau.square().sum()
         divisor += left.masked_fill_(none, 0).clamp_min_(cfg.alpha)
-    alone = (divisor == 0) | (s <= max(delta.shape) * EPS * s[:1])
+    alone = divisor == 0
+    alone[numerical_rank(found) :] = True
     gain = (len(leaf.tasks) / divisor).masked_fill_(alone, 1).sub_(1).float()
     return torch.addmm(delta, u * gain, merged)

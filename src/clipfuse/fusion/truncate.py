@@ -82,6 +82,6 @@ def truncate(leaf: Leaf, cfg: Truncate, untold: list[str]) -> Float[Tensor, "tas
         return leaf.deltas
     kept = leaf.deltas.new_empty(leaf.deltas.shape)
     for row, out in zip(leaf.deltas, kept, strict=True):
-        u, s, vh = leading(row, rank)
+        u, s, vh = leading(row, rank, leaf.tally)
         torch.mm(u * s, vh, out=out)
     return kept
