@@ -100,7 +100,8 @@ class Search:
         if left <= self.room:
             self.window = self.ends
         elif self.tries > PATIENCE or not len(sample):
-            self.window = (halfway(*self.ends),) * 2
+            middle = halfway(*self.ends)
+            self.window = middle, middle
         else:
             guess, share = (self.rank - self.under) / left, size / left
             low, high = (int((guess + step * share) * len(sample)) for step in (-MARGIN, MARGIN))
@@ -108,7 +109,8 @@ class Search:
             stop = sample[high + 1] if high + 1 < len(sample) else self.ends[1]
             found = between(sample, (start, stop))
             crowded = found.stop - found.start > LIMIT * share * len(sample)  # with one number many times over
-            self.window = (sample[min(int(guess * len(sample)), len(sample) - 1)],) * 2 if crowded else (start, stop)
+            likely = sample[min(int(guess * len(sample)), len(sample) - 1)]
+            self.window = (likely, likely) if crowded else (start, stop)
 
     def count(self, row: Numbers) -> tuple[int, int, Numbers | None]:
         """Of some numbers, how many lie below the window and how many in it; and those in it."""
