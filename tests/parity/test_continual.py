@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from random_models import random_models
+from random_models import SMALL, random_models
 from references import Models, check, flat, result, split
 from torch import Tensor
 
@@ -12,6 +12,7 @@ import clipfuse
 from clipfuse.fusion.dop import balance
 
 CONTINUAL = ["continual_average", "continual_task_arithmetic", "continual_ties", "dop", "opcm"]
+WIDTH = SMALL.intermediate_size
 LINEAR = ("_proj.weight", "fc1.weight", "fc2.weight")
 Parameters = dict[str, Tensor]
 
@@ -68,8 +69,8 @@ def test_opcm_leaves_directions_without_a_singular_value_alone():
     """A first expert of rank 1 keeps the second clear of one direction, whatever basis its null space is given."""
     base = {name: torch.zeros_like(t) for name, t in random_models()["_pretrained_"].items()}
     generator = torch.Generator().manual_seed(1)
-    u, v = (torch.nn.functional.normalize(torch.randn(n, generator=generator), dim=0) for n in (64, 1100))
-    name, other = "encoder.layers.0.mlp.fc2.weight", torch.randn(64, 1100, generator=generator)
+    u, v = (torch.nn.functional.normalize(torch.randn(n, generator=generator), dim=0) for n in (64, WIDTH))
+    name, other = "encoder.layers.0.mlp.fc2.weight", torch.randn(64, WIDTH, generator=generator)
     experts = {"a": base | {name: 3 * torch.outer(u, v)}, "b": base | {name: other}, "c": base}
     found = clipfuse.merge({"_pretrained_": base, **experts}, "opcm", alpha=1.0).tensors[name]
     want = 3 * torch.outer(u, v) + other - torch.outer(u, v) * (u @ other @ v)

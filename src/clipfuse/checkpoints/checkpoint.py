@@ -26,6 +26,8 @@ class Store(Protocol):
 
     def read(self, name: str) -> Tensor: ...
 
+    def read_into(self, name: str, start: int, room: memoryview) -> bool: ...
+
     def release(self, name: str) -> None: ...
 
 
@@ -66,6 +68,11 @@ class Checkpoint(Mapping[str, Tensor]):
         store, stored = self.places[name]
         return store.specs[stored]
 
+    def read_into(self, name: str, start: int, room: memoryview) -> bool:
+        """Copy a tensor's bytes from element `start` on, as many as `room` has; False if `self[name]` costs less."""
+        store, stored = self.places[name]
+        return store.read_into(stored, start, room)
+
     def release(self, name: str) -> None:
         """Let go of what was mapped for a tensor that will not be needed soon."""
         store, stored = self.places[name]
@@ -86,6 +93,9 @@ class MemoryStore:
 
     def read(self, name: str) -> Tensor:
         return self.tensors[name]
+
+    def read_into(self, name: str, start: int, room: memoryview) -> bool:
+        return False
 
     def release(self, name: str) -> None: ...
 

@@ -2,6 +2,8 @@
 
 import json
 import mmap
+import os
+import weakref
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -63,6 +65,8 @@ class SafetensorsFile:
             file.seek(0)
             header, self.data_start = read_header(path, file.read(8), file, self.size)
             self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            self.file = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self.file)
         self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
         self.specs: dict[str, TensorSpec] = {}
         self.offsets: dict[str, int] = {}
@@ -92,6 +96,21 @@ class SafetensorsFile:
             return torch.frombuffer(raw, dtype=spec.dtype).reshape(spec.shape)
         flat = torch.frombuffer(self.map, dtype=spec.dtype, count=spec.numel, offset=start)
         return flat.reshape(spec.shape)
+
+    def read_into(self, name: str, start: int, room: memoryview) -> bool:
+        """Copy bytes of a tensor from element `start` on, as many as `room` has; False where the system cannot.
+
+        Raises:
+            CheckpointError: the file was cut short since it was opened.
+        """
+        if not hasattr(os, "preadv"):
+            return False
+        at = self.data_start + self.offsets[name] + start * self.specs[name].dtype.itemsize
+        while len(room):
+            if not (got := os.preadv(self.file, [room], at)):
+                raise CheckpointError(f"{self.path}: was cut short while it was read")
+            room, at = room[got:], at + got
+        return True
 
     def release(self, name: str) -> None:
         """Give the tensor's mapped pages back to the system; they are read again when asked for."""

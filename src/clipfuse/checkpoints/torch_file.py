@@ -39,6 +39,9 @@ class TorchFile:
     def read(self, name: str) -> Tensor:
         return self.tensors[name]
 
+    def read_into(self, name: str, start: int, room: memoryview) -> bool:
+        return False
+
     def release(self, name: str) -> None:
         """torch owns the mapping; the system takes its pages back by itself."""
 

@@ -53,7 +53,7 @@ class SafetensorsWriter:
     def write(self, name: str, values: Tensor, start: int = 0) -> None:
         """Write contiguous `values` (any shape, already of the tensor's dtype) from element `start` of a tensor."""
         if values.numel():
-            raw = values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            raw = values.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
             with write_errors(self.path):
                 self.pwrite(raw.data, self.data_start + self.offsets[name] + start * values.element_size())
 

@@ -20,17 +20,17 @@ def total(rows: Float[Tensor, "task *shape"]) -> Float[Tensor, "*shape"]:
 
     The error grows with log T, and the bits do not depend on how leaves are cut into slices.
     """
-    if len(rows) == 1:
+    if rows.shape[0] == 1:
         return rows[0].clone()
-    count = len(rows) // 2
+    count = rows.shape[0] // 2
     sums = rows[:count] + rows[count : 2 * count]
-    if len(rows) % 2:
-        sums[0] += rows[-1]
+    if rows.shape[0] % 2:
+        sums[0].add_(rows[-1])
     while count > 1:
         half = count // 2
         if count % 2:
-            sums[0] += sums[count - 1]
-        sums[:half] += sums[half : 2 * half]
+            sums[0].add_(sums[count - 1])
+        sums[:half].add_(sums[half : 2 * half])
         count = half
     return sums[0]
 

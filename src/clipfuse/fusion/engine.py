@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any
 
 import torch
@@ -201,7 +202,7 @@ def run_scaled(prepared: Prepared, parts: Parts, sink: Sink, specs: Mapping[str,
 def write(sink: Sink, specs: Mapping[str, TensorSpec], leaf: Leaf, final: Tensor) -> None:
     """Round to the result's dtype, once, and write. Raises PoolError where that overflows."""
     rounded = final.to(specs[leaf.name].dtype)
-    if not rounded.sum().isfinite() and not rounded.isfinite().all():
+    if not isfinite(rounded.sum().item()) and not rounded.isfinite().all():
         raise PoolError(f"{leaf.name}: the merged weights are not finite in {rounded.dtype}")
     sink.write(leaf.name, rounded, leaf.start)
 

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -36,6 +37,8 @@ class Leaf:
     """Exact counts that an edit or a rule wants in the record; added up over the model."""
     edited: bool = False
     """Whether `deltas` have been through an edit."""
+    together: Tensor | None = None
+    """`stored_experts` as one float32 tensor (task, *shape), where they lie side by side; only the engine gives it."""
     room: Tensor | None = None
     """Memory that `deltas` may be made in, (task, ≥ numel) float32; only the engine lends some."""
 
@@ -51,6 +54,8 @@ class Leaf:
         """θ_k, one row an expert; after edits, and of delta-native experts, θ0 + τ_k."""
         if self.edited or any(self.native):
             return self.base + self.deltas
+        if self.together is not None:
+            return self.finite(self.together)
         return self.finite(torch.stack([expert.float() for expert in self.stored_experts]))
 
     @cached_property
@@ -60,6 +65,8 @@ class Leaf:
         shape = (len(self.tasks), *like.shape)
         room = like.new_empty(shape, dtype=torch.float32) if self.room is None else self.room
         rows = room if self.room is None else room[:, : self.numel].view(shape)
+        if self.together is not None and not any(self.native):
+            return self.finite(torch.sub(self.together, self.base, out=rows))
         native = self.native or (False,) * len(rows)
         for row, expert, is_delta in zip(rows, self.stored_experts, native, strict=True):
             if is_delta:
@@ -97,13 +104,14 @@ class Leaf:
             tasks=tuple(self.tasks[row] for row in rows),
             stored_experts=tuple(self.stored_experts[row] for row in rows),
             native=tuple(self.native[row] for row in rows) if self.native else (),
+            together=None,
             room=None,
         )
         return part.with_deltas(self.deltas[list(rows)]) if self.edited else part
 
     def finite(self, rows: Tensor) -> Tensor:
         """`rows`, unless one holds NaN or Inf: then a PoolError that names the model and the tensor."""
-        if not rows.sum().isfinite() and not rows.isfinite().all():
+        if not isfinite(rows.sum().item()) and not rows.isfinite().all():
             members = zip(("_pretrained_", *self.tasks), (self.stored_base, *self.stored_experts), strict=True)
             for task, stored in members:
                 if stored is not None and not stored.isfinite().all():

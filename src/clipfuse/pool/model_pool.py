@@ -11,6 +11,7 @@ from clipfuse.checkpoints.geometry import Geometry, misfit
 from clipfuse.checkpoints.safetensors_file import TensorSpec
 from clipfuse.errors import PoolError
 from clipfuse.pool.leaf import Leaf
+from clipfuse.pool.room import Room
 from clipfuse.pool.task_vector import TaskVector
 
 PRETRAINED = "_pretrained_"
@@ -44,8 +45,8 @@ class ModelPool:
         self.experts = dict(experts)
         self.members = members or [{"name": name} for name in ([PRETRAINED] if base else []) + list(experts)]
         self.tasks = tuple(self.experts)
-        self.held: dict[str, tuple[torch.Tensor | None, list[torch.Tensor], bool]] = {}
         self.has_deltas = any(expert.is_delta for expert in self.experts.values())
+        self.checkpoints: list[Checkpoint] = [*([] if base is None else [base]), *self.experts.values()]
         self.lead = base if base is not None else next(iter(self.experts.values()))
         self.specs: dict[str, TensorSpec] = {name: self.lead.spec(name) for name in sorted(self.lead)}
         for task, expert in self.experts.items():
@@ -96,11 +97,6 @@ class ModelPool:
         return found
 
     @property
-    def checkpoints(self) -> list[Checkpoint]:
-        """The base, if any, and the experts."""
-        return [*([self.base] if self.base is not None else []), *self.experts.values()]
-
-    @property
     def nbytes(self) -> int:
         """Bytes stored, all models together."""
         return sum(checkpoint.nbytes for checkpoint in self.checkpoints)
@@ -113,31 +109,40 @@ class ModelPool:
         return (self.leaf(name) for name in self.specs)
 
     def leaf(
-        self, name: str, start: int = 0, stop: int | None = None, device: torch.device | str = "cpu", **extra: Any
+        self,
+        name: str,
+        start: int = 0,
+        stop: int | None = None,
+        device: torch.device | str = "cpu",
+        room: Room | None = None,
+        **extra: Any,
     ) -> Leaf:
-        """The leaf of a parameter, or of its elements `start` to `stop` when flattened, on a device."""
+        """The leaf of a parameter, or of its elements `start` to `stop` when flattened, on a device.
 
-        def part(tensor: torch.Tensor) -> torch.Tensor:
-            return (tensor if stop is None else tensor.reshape(-1)[start:stop]).to(device)
+        With `room`, of a slice, it lies there, until the next one does.
+        """
 
-        base, experts, untouched = self.stored(name)
+        def part(number: int, checkpoint: Checkpoint) -> torch.Tensor:
+            found = None if room is None or stop is None else room.read(number, name, start, stop - start)
+            if found is None:
+                found = self.stored(name, checkpoint)
+                found = found if stop is None else found.reshape(-1)[start:stop]
+            return found.to(device)
+
+        parts = [part(number, checkpoint) for number, checkpoint in enumerate(self.checkpoints)]
+        base = None if self.base is None else parts.pop(0)
         native = tuple(expert.is_delta for expert in self.experts.values()) if self.has_deltas else ()
-        parts = tuple(map(part, experts))
-        return Leaf(name, self.tasks, None if base is None else part(base), parts, native, untouched, start, **extra)
+        untouched = self.has_deltas and not any(name in expert for expert in self.experts.values())
+        if room is not None:
+            extra |= {"room": room.deltas, "together": room.together(parts)}
+        return Leaf(name, self.tasks, base, tuple(parts), native, untouched, start, **extra)
 
-    def stored(self, name: str) -> tuple[torch.Tensor | None, list[torch.Tensor], bool]:
-        """A parameter in the base and in every expert, and whether all experts lack it; kept until it is released."""
-        found = self.held.get(name)
-        if found is None:
-            has = [not expert.is_delta or name in expert for expert in self.experts.values()]
-            zeros = torch.zeros(()).expand(self.specs[name].shape)  # only a task vector may lack a parameter
-            rows = [expert[name] if there else zeros for expert, there in zip(self.experts.values(), has, strict=True)]
-            found = self.held[name] = (None if self.base is None else self.base[name], rows, not any(has))
-        return found
+    def stored(self, name: str, checkpoint: Checkpoint) -> torch.Tensor:
+        """A parameter of one of the models; zeros where a task vector lacks it."""
+        return checkpoint[name] if name in checkpoint else torch.zeros(()).expand(self.specs[name].shape)
 
     def release(self, name: str) -> None:
         """Let go of mapped pages of a parameter in every model."""
-        self.held.pop(name, None)
         for checkpoint in self.checkpoints:
             if name in checkpoint:
                 checkpoint.release(name)

@@ -16,15 +16,19 @@ from clipfuse.cores import available_cores
 from clipfuse.errors import ConfigError
 from clipfuse.pool.leaf import Leaf
 from clipfuse.pool.model_pool import ModelPool
+from clipfuse.pool.room import Room
 
 Grain = Literal["element", "matrix", "leaf"]
 GRAINS: tuple[Grain, ...] = ("element", "matrix", "leaf")
 """From fine to coarse: slices of a parameter, whole matrices, whole parameters."""
 
-SLICE = 65_536
-"""Elements in a slice: temporaries of eight experts stay in cache. Slices begin at multiples of it, always."""
+SLICE = 98_304
+"""Elements in a slice: few enough that work on eight experts stays in cache, enough that Python does not count.
 
-DEVICE_SLICE = 64 * SLICE
+Slices begin at multiples of it, always.
+"""
+
+DEVICE_SLICE = 32 * SLICE
 """The same on a device that is no CPU, where starting an operation costs more than memory does."""
 
 AHEAD = 4
@@ -148,23 +152,26 @@ class Work(Generic[T]):
         self.view, self.function, self.left = view, function, left
         self.lock, self.local = threading.Lock(), threading.local()
         self.budget = Budget(view.memory or MEMORY)
+        self.sizes = {name: spec.numel for name, spec in view.specs.items()}
 
     def __call__(self, place: tuple[str, int, int | None]) -> T:
         name, start, stop = place
-        view, room = self.view, None
+        view = self.view
         if stop is not None:
             if not hasattr(self.local, "room"):
-                self.local.room = torch.empty(len(view.tasks), view.slice, device=view.device)
-            room = self.local.room
-        with self.budget.hold(view.need(view.specs[name].numel) if stop is None else 0):
-            leaf = view.pool.leaf(name, start, stop, view.device, seed=view.seed, room=room)
+                self.local.room = Room(view.pool.checkpoints, len(view.tasks), view.slice, view.device)
+            leaf = view.pool.leaf(name, start, stop, view.device, seed=view.seed, room=self.local.room)
             result = self.function(leaf)
+        else:
+            with self.budget.hold(view.need(self.sizes[name])):
+                leaf = view.pool.leaf(name, device=view.device, seed=view.seed)
+                result = self.function(leaf)
         with self.lock:
             self.left[name] -= 1
             if not self.left[name]:
                 view.pool.release(name)
             if view.progress:
-                view.progress(leaf.numel * view.specs[name].dtype.itemsize * len(view.pool.checkpoints))
+                view.progress(leaf.numel * view.pool.specs[name].dtype.itemsize * len(view.pool.checkpoints))
         return result
 
 
