@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from clipfuse.fusion.adam import descend
-from clipfuse.fusion.blocks import total
+from clipfuse.fusion.blocks import mean, total
 from clipfuse.fusion.paper import Paper
 from clipfuse.fusion.registry import DeltaConfig, Shape, method
 from clipfuse.pool import Leaf
@@ -25,8 +25,8 @@ WUDI = Paper(
 
 CUTOFF, SOLVES = 1e-10, 3
 """In A⁺ an eigenvalue λ of A counts by 1 − (c/(λ + c))^SOLVES, c = CUTOFF · trace A."""
-COLUMNS = 192
-"""Columns of a Gram matrix that are made at a time."""
+BLOCK = 192
+"""Columns of a Gram matrix, or rows of S − τ_i, that are made at a time."""
 
 Moved = Sequence[tuple[Tensor, float]]
 """τ_i (rows, columns) and ‖τ_i‖ of the experts whose τ_i is not zero."""
@@ -76,18 +76,18 @@ def wudi(leaf: Leaf, cfg: Wudi) -> Float[Tensor, "*shape"]:
 
     Source: section 3.3, algorithm 1; appendix A.1.4 for the closed form.
     """
-    start = total(leaf.deltas)
     if not leaf.is_matrix:
-        return start.div_(len(leaf.tasks))
+        return mean(leaf.deltas)
     moved = [(delta, norm) for delta in leaf.deltas if (norm := float(vector_norm(delta, dtype=torch.float64)))]
     if not moved:
-        return start
+        return torch.zeros_like(leaf.deltas[0])
     slope, curvature = quadratic(moved, torch.float64 if cfg.solver == "closed" else torch.float32)
     if cfg.solver == "closed":
-        return start.sub_(times_inverse(slope, curvature))
-    slope, learned = slope.float(), torch.zeros_like(start)
+        step = times_inverse(slope, curvature)
+        return total(leaf.deltas).sub_(step)
+    slope, learned = slope.float(), torch.zeros_like(leaf.deltas[0])
     descend(learned, lambda out: torch.addmm(slope, learned, curvature, out=out), cfg.steps, cfg.lr)
-    return start.add_(learned)
+    return learned.add_(total(leaf.deltas))
 
 
 def quadratic(
@@ -109,10 +109,13 @@ def quadratic(
 def slope_of_wide(moved: Moved) -> Float[Tensor, "rows columns"]:
     """Σ_i (S − τ_i) τ_iᵀ · τ_i / n_i, float64."""
     exact = exact_sum(moved)
-    slope, unit, gap = torch.zeros_like(exact), torch.empty_like(exact), torch.empty_like(exact)
+    slope, unit, products = torch.zeros_like(exact), torch.empty_like(exact), exact.new_empty(len(exact), len(exact))
+    parts = [slice(start, start + BLOCK) for start in range(0, len(exact), BLOCK)]
     for delta, norm in moved:
         unit.copy_(delta).div_(norm)
-        slope.addmm_(torch.sub(exact, delta, out=gap) @ unit.T, unit)
+        for part in parts:
+            torch.mm(exact[part] - delta[part], unit.T, out=products[part])
+        slope.addmm_(products, unit)
     return slope
 
 
@@ -128,13 +131,13 @@ def gram(moved: Moved, dtype: torch.dtype) -> Float[Tensor, "columns columns"]:
     """Σ_i τ_iᵀτ_i / n_i, computed in `dtype`; what lies above the diagonal is mirrored."""
     unit = torch.empty_like(moved[0][0], dtype=dtype)
     columns = unit.shape[1]
-    found, starts = unit.new_zeros(columns, columns), range(0, columns, COLUMNS)
+    found, starts = unit.new_zeros(columns, columns), range(0, columns, BLOCK)
     for delta, norm in moved:
         unit.copy_(delta).div_(norm)
         for start in starts:
-            found[start:, start : start + COLUMNS].addmm_(unit[:, start:].T, unit[:, start : start + COLUMNS])
+            found[start:, start : start + BLOCK].addmm_(unit[:, start:].T, unit[:, start : start + BLOCK])
     for start in starts:
-        found[start : start + COLUMNS, start:] = found[start:, start : start + COLUMNS].T.clone()
+        found[start : start + BLOCK, start:] = found[start:, start : start + BLOCK].T.clone()
     return found
 
 
