@@ -9,6 +9,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from clipfuse.cli import add, check, evaluate, fetch, ls, merge, quickstart, run, show
+from clipfuse.cli.allocator import give_back_large_blocks
 from clipfuse.errors import ClipfuseError
 from clipfuse.version import __version__
 
@@ -40,6 +41,7 @@ def options(
 
 def main() -> None:
     """Run the command line; leave with 0, with 2 for what a user caused, with 130 for ^C."""
+    give_back_large_blocks()
     try:
         status = app(standalone_mode=False)
         if status == INTERRUPTED:  # typer turns ^C into this status

@@ -100,17 +100,19 @@ class PoolView:
         """Whole leaves, edited, one after the other."""
         return (self.edited(self.pool.leaf(name, device=self.device, seed=self.seed)) for name in self.specs)
 
-    def need(self, numel: int) -> int:
-        """Bytes that work on a leaf of so many elements takes."""
-        return int(self.appetite * len(self.tasks) * numel * 4)
+    def need(self, numel: int, grain: Grain) -> int:
+        """Bytes that work on a leaf of so many elements takes; slices are copied from the files, the rest is mapped."""
+        copied = len(self.pool.checkpoints) * max(spec.dtype.itemsize for spec in self.pool.specs.values())
+        return int(self.appetite * len(self.tasks) * numel * 4) + (numel * copied if grain == "element" else 0)
 
     def check_memory(self, grain: Grain) -> None:
         """Raises ConfigError if the budget is too small for the largest leaf at a grain."""
-        name, numel = largest(self.specs, coarsest(grain, self.grain), self.slice)
-        if self.memory is not None and self.need(numel) > self.memory:
+        grain = coarsest(grain, self.grain)
+        name, numel = largest(self.specs, grain, self.slice)
+        need = self.need(numel, grain)
+        if self.memory is not None and need > self.memory:
             raise ConfigError(
-                f"memory: {self.memory:,} bytes are too few; {name} of {len(self.tasks)} experts takes about"
-                f" {self.need(numel):,}"
+                f"memory: {self.memory:,} bytes are too few; {name} of {len(self.tasks)} experts takes about {need:,}"
             )
 
     def map(self, function: Callable[[Leaf], T], grain: Grain = "element", head: int | None = None) -> Iterator[T]:
@@ -163,7 +165,7 @@ class Work(Generic[T]):
             leaf = view.pool.leaf(name, start, stop, view.device, seed=view.seed, room=self.local.room)
             result = self.function(leaf)
         else:
-            with self.budget.hold(view.need(self.sizes[name])):
+            with self.budget.hold(view.need(self.sizes[name], "leaf")):
                 leaf = view.pool.leaf(name, device=view.device, seed=view.seed)
                 result = self.function(leaf)
         with self.lock:

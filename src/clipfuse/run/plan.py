@@ -96,7 +96,8 @@ def peak_memory(chain: Chain, view: PoolView) -> int:
     size = sum(spec.numel for spec in view.specs.values())
     view = replace(view, appetite=chain.memory * members / len(view.tasks))
     needs = [
-        view.need((stop or view.specs[name].numel) - start) for name, start, stop in slices(view.specs, chain.grain)
+        view.need((stop or view.specs[name].numel) - start, chain.grain)
+        for name, start, stop in slices(view.specs, chain.grain)
     ]
     needs.sort(reverse=True)
     at_once = sum(needs[: view.threads])
