@@ -7,7 +7,8 @@
 
 Everything is seeded: the same machine, torch and Pillow give the same files. A leg of the pre-training begins with the
 shipped base and takes about twenty minutes on two idle cores. When it is stopped, the same command goes on; when it is
-done, the base is replaced. What the legs and the fine-tunings print is kept in `scripts/tiny/logs`.
+done, the base is replaced if its mean zero-shot accuracy on val has grown. What the legs and the fine-tunings print is
+kept in `scripts/tiny/logs`.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from statistics import mean
 from types import ModuleType
 
 import numpy as np
@@ -106,11 +108,15 @@ def make_base(fresh: bool, device: str) -> None:
         draft = Path(scratch) / "base"
         write_base(clip, SCRATCH / "vocabulary" if fresh else WEIGHTS / "base", draft)
         check_base(draft)
-        replace_folder(draft, WEIGHTS / "base")
-    clip, tokenizer = load(WEIGHTS / "base")
-    accuracies = {task.name: accuracy(clip, tokenizer, task, "val") for task in SUITE}
-    done.append({"leg": number, "pictures": len(captions), "pairs": leg.steps * BATCH, "val": accuracies})
+        clip, tokenizer = load(draft)
+        accuracies = {task.name: accuracy(clip, tokenizer, task, "val") for task in SUITE}
+        better = all(mean(past["val"].values()) < mean(accuracies.values()) for past in done)
+        if better:
+            replace_folder(draft, WEIGHTS / "base")
+    pairs = leg.steps * BATCH
+    done.append({"leg": number, "pictures": len(captions), "pairs": pairs, "val": accuracies, "shipped": better})
     HISTORY.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+    say("the base is replaced" if better else "the base stays: on val it is better than this")
     say("zero-shot accuracy on val: " + "  ".join(f"{k} {100 * v:.1f}" for k, v in accuracies.items()))
     shutil.copy(say.path, LOGS)
     for used in SCRATCH.glob(f"leg-{number}.*"):

@@ -217,7 +217,7 @@ def test_fusionbench_constants_that_never_change():
         ),
         (
             {"name": "linear/expo", "extrapolation_factor": 0.2},
-            {"name": "task_arithmetic", "scaling_factor": 1.0},
+            {"name": "simple_average"},
             None,
             [{"name": "expo", "alpha": 0.2}],
         ),

@@ -153,7 +153,8 @@ def translate_method(tree: Tree, notes: list[str]) -> Tree:
             edit["drop"] = method.pop("sparsity_ratio")
         if "rescale" in method:
             edit["rescale"] = method.pop("rescale")
-        method["name"] = name.removeprefix("dare/")
+        inner = name.removeprefix("dare/")
+        method["name"] = "continual_average" if inner == "simple_average" else inner  # the one that takes edits
         tree = {**tree, "edits": [edit, *tree.get("edits", [])]}
         notes.append(f"{name} is read as the edit dare and the method {method['name']}")
     elif name in METHODS:
@@ -185,9 +186,8 @@ def unwrap_finish(tree: Tree, method: Tree, notes: list[str]) -> tuple[Tree, Tre
         settings.update(method.get("base_method") or {})
         settings.pop("_target_", None)
     elif name in ("linear/expo", "expo"):
-        ours = "task_arithmetic"
+        ours = "simple_average"
         finish = {"name": "expo", "alpha": settings.pop("extrapolation_factor", 0.1)}
-        settings = {"scaling_factor": 1.0, **settings}
     else:
         return tree, method
     notes.append(f"{name} is read as the method {ours} and the finish {finish['name']}")

@@ -35,14 +35,14 @@ def dare(leaf: Leaf, cfg: Dare) -> Float[Tensor, "task *shape"]:
     """Drop and rescale (Yu et al., 2024).
 
     τ ← τ ⊙ m / (1 − p), p = round(drop·65536)/65536, never the realised share, which is recorded. Which entries go
-    depends on (seed, parameter, expert's name, position) alone: not on slicing, threads or the order of experts.
+    depends on (seed, place of the edit in the chain, parameter, expert's name, position) alone: not on slicing, threads or the order of experts.
 
     Source: section 3.2.
     """
     drop = round(cfg.drop * 65536)
     kept = leaf.deltas.new_empty(leaf.deltas.shape)
     for row, out, task in zip(leaf.deltas, kept, leaf.tasks, strict=True):
-        count = keep_at_random((leaf.seed, leaf.name, task), leaf.start, drop, out.view(-1))
+        count = keep_at_random(leaf.stream(task), leaf.start, drop, out.view(-1))
         leaf.tally[f"dare.kept.{task}"] += count
         leaf.tally[f"dare.of.{task}"] += leaf.numel
         out.mul_(row)

@@ -72,7 +72,7 @@ def della(leaf: Leaf, cfg: Della) -> Float[Tensor, "task *shape"]:
         for piece, target in pieces:
             places = places_by_magnitude(piece)
             chance = torch.empty_like(piece).scatter_(1, places, ramp.expand_as(places))  # in 1/65536
-            count += keep_at_random((leaf.seed, leaf.name, task), start, (65536 - chance).view(-1), target.view(-1))
+            count += keep_at_random(leaf.stream(task), start, (65536 - chance).view(-1), target.view(-1))
             target.mul_(piece).mul_(65536).div_(chance)
             start += piece.numel()
         leaf.tally[f"della.kept.{task}"] += count

@@ -35,8 +35,8 @@ class Leaf:
     """Seed of the run, for random edits."""
     tally: Counter[str] = field(default_factory=Counter)
     """Exact counts that an edit or a rule wants in the record; added up over the model."""
-    edited: bool = False
-    """Whether `deltas` have been through an edit."""
+    edits: int = 0
+    """How many edits `deltas` have been through."""
     together: Tensor | None = None
     """`stored_experts` as one float32 tensor (task, *shape), where they lie side by side; only the engine gives it."""
     room: Tensor | None = None
@@ -52,7 +52,7 @@ class Leaf:
     @cached_property
     def experts(self) -> Float[Tensor, "task *shape"]:
         """θ_k, one row an expert; after edits, and of delta-native experts, θ0 + τ_k."""
-        if self.edited or any(self.native):
+        if self.edits or any(self.native):
             return self.base + self.deltas
         if self.together is not None:
             return self.finite(self.together)
@@ -90,11 +90,15 @@ class Leaf:
         """Whether this is a whole weight of a Linear layer: a matrix, but not the position embedding."""
         return self.is_matrix and not self.name.startswith("embeddings.")
 
+    def stream(self, task: str) -> tuple[object, ...]:
+        """What names the random draws for a task vector: each edit of a chain has its own."""
+        return (self.seed, self.name, task, *([self.edits] if self.edits else []))
+
     def with_deltas(self, deltas: Float[Tensor, "task *shape"]) -> "Leaf":
         """The same leaf with edited task vectors; what an edit or a rule sees after an edit."""
         kept = {name: value for name, value in vars(self).items() if name not in ("deltas", "experts")}
         leaf = object.__new__(Leaf)
-        vars(leaf).update(kept, deltas=deltas, edited=True, room=None)
+        vars(leaf).update(kept, deltas=deltas, edits=self.edits + 1, room=None)
         return leaf
 
     def only(self, rows: Sequence[int]) -> "Leaf":
@@ -106,8 +110,9 @@ class Leaf:
             native=tuple(self.native[row] for row in rows) if self.native else (),
             together=None,
             room=None,
+            edits=max(self.edits - 1, 0),  # with_deltas counts one
         )
-        return part.with_deltas(self.deltas[list(rows)]) if self.edited else part
+        return part.with_deltas(self.deltas[list(rows)]) if self.edits else part
 
     def finite(self, rows: Tensor) -> Tensor:
         """`rows`, unless one holds NaN or Inf: then a PoolError that names the model and the tensor."""

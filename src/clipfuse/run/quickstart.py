@@ -18,6 +18,9 @@ from clipfuse.tasks import TaskPoolConfig
 LAMBDAS = [0.2, 0.3, 0.4, 0.6]
 """Values of λ that the val split chooses from."""
 
+TSV_LAMBDAS = [0.8, 1.0, 1.25, 1.5]
+"""The same for TSV-M, whose sum of truncated task vectors is shorter."""
+
 BATCH = 32
 """Images a forward pass: of so small a model, more would spend a third of the time on fresh pages of memory."""
 
@@ -28,6 +31,7 @@ SHOWN: list[tuple[dict[str, Any], list[str], list[dict[str, Any]]]] = [
     ({"name": "ties_merging", "scaling_factor": LAMBDAS}, [], []),
     ({"name": "magmax", "scaling_factor": LAMBDAS}, [], []),
     ({"name": "ties_merging", "scaling_factor": LAMBDAS}, ["dare"], []),
+    ({"name": "tsv_merging", "scaling_factor": TSV_LAMBDAS}, [], []),
 ]
 """Methods, edits and finishes of the table."""
 
