@@ -35,8 +35,8 @@ def dare(leaf: Leaf, cfg: Dare) -> Float[Tensor, "task *shape"]:
     """Drop and rescale (Yu et al., 2024).
 
     τ ← τ ⊙ m / (1 − p), p = round(drop·65536)/65536, never the realised share, which is recorded. Which entries go
-    depends on (seed, place in the chain, parameter, expert's name, position) alone: not on slicing, threads or the order
-    of experts.
+    depends on (seed, place in the chain, parameter, expert's name, position) alone: not on slicing, threads or the
+    order of experts.
 
     Source: section 3.2.
     """
