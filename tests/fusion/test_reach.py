@@ -1,6 +1,8 @@
 """What the engine does beyond a leaf at a time: generators, affine settings, budgets, scratch, task vectors as experts."""
 
+import os
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +20,11 @@ from clipfuse.fusion.chain import configure
 from clipfuse.fusion.merge import as_bytes, look_at, sweep
 from clipfuse.fusion.paper import Paper
 from clipfuse.fusion.registry import DeltaConfig, method
-from clipfuse.fusion.sinks import TensorSink, scratch
-from clipfuse.fusion.streams import Run
+from clipfuse.fusion.sinks import TensorSink, scratch, scratch_file
+from clipfuse.fusion.streams import Run, complete
 from clipfuse.pool import Leaf, PoolView, pool_from_memory, pool_of_deltas
 from clipfuse.pool.task_vector import TaskVector
-from clipfuse.pool.view import Budget
+from clipfuse.pool.view import SLICE, Budget
 
 Models = dict[str, dict[str, Tensor]]
 PAPER = Paper("A Rule", "Nobody, Ann", 2026, "", "")
@@ -73,6 +75,23 @@ def test_a_generator_gives_what_a_rule_gives(rules: None, models: Models):
         for name, tensor in rule.items():
             torch.testing.assert_close(streamed.tensors[name], tensor, atol=1e-7, rtol=0)
         assert streamed.recipe["measured"] == {"leaves": len(rule)}
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        ({}, "gave nothing for a"),
+        ({"a": (2,)}, r"gave \(2,\) for a, it takes \(3,\)"),
+        ({"a": (3,), "c": (3,)}, "gave c which is no parameter"),
+    ],
+)
+def test_what_a_generator_gives_is_checked(found: dict, says: str):
+    given = ((name, torch.zeros(shape)) for name, shape in found.items())
+    with pytest.raises(ConfigError, match=f"rule: {says}"):
+        list(complete("rule", given, {"a": TensorSpec((3,), torch.float32)}))
+    twice = [("a", torch.zeros(3)), ("a", torch.zeros(3))]
+    with pytest.raises(ConfigError, match="rule: gave a twice"):
+        list(complete("rule", twice, {"a": TensorSpec((3,), torch.float32)}))
 
 
 def test_a_generator_sees_the_pool_through_the_edits_and_can_be_swept(rules: None, models: Models):
@@ -165,6 +184,9 @@ def test_an_expert_equal_to_the_base_is_named(models: Models, caplog: pytest.Log
     models["signs"] = {name: tensor.clone() for name, tensor in models["_pretrained_"].items()}
     clipfuse.merge(models, "ties_merging")
     assert caplog.messages == ["signs: equals the base: its task vector is zero"]
+    caplog.clear()
+    clipfuse.merge({name: models[name] for name in ("_pretrained_", "roads")}, "magmax")
+    assert caplog.messages == ["roads: is the only expert of the pool: there is nothing to merge it with"]
     models["signs"]["post_layernorm.bias"][-1] += 1
     assert pool_from_memory(models).unmoved() == []
 
@@ -176,6 +198,26 @@ def test_bits_do_not_depend_on_the_budget(models: Models, method: str):
     free = tensors(models, method)
     tight = tensors(models, method, memory=7 << 20, threads=3)
     assert all(torch.equal(free[name], tensor) for name, tensor in tight.items())
+
+
+def test_slices_in_work_fit_the_budget(models: Models):
+    view = look_at(pool_from_memory(models), threads=4)
+    need = view.need(min(SLICE, max(spec.numel for spec in view.specs.values())), "element")
+    lock, running, most = threading.Lock(), [0], [0]
+
+    def work(leaf: Leaf) -> None:
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        time.sleep(0.002)
+        with lock:
+            running[0] -= 1
+
+    for memory, wanted in ((2 * need + 1, 2), (need, 1), (None, 4)):
+        most[0] = 0
+        for _ in replace(view, memory=memory).map(work):
+            pass
+        assert most[0] == wanted
 
 
 def test_too_small_a_budget_is_told_before_weights_are_read(models: Models):
@@ -240,8 +282,16 @@ def test_scratch_is_zero_writable_and_gone(tmp_path: Path, monkeypatch: pytest.M
         assert room["a"].sum() == 30
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr("clipfuse.checkpoints.writer.shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
-    with pytest.raises(OutputError, match="bytes are needed"), scratch(specs, tmp_path):
+    with pytest.raises(OutputError, match="bytes are needed.*TMPDIR"), scratch(specs, tmp_path):
         pass
+
+
+def test_scratch_is_reserved_on_the_disk_and_errors_inside_are_not_its_own(tmp_path: Path):
+    room = scratch_file(tmp_path, 1 << 20)
+    with room:
+        assert os.fstat(room.fileno()).st_blocks * 512 >= 1 << 20
+    with pytest.raises(FileNotFoundError), scratch({"a": TensorSpec((3,), torch.float32)}, tmp_path):
+        raise FileNotFoundError("an input")
 
 
 def test_large_matrices_are_begun_first(models: Models):

@@ -298,3 +298,15 @@ def test_the_limits_of_della_may_be_reached():
 def test_methods_that_merge_weights_take_no_edits(method: str):
     with pytest.raises(ConfigError, match="takes no edits"):
         clipfuse.merge(random_models(), method, edits=[{"name": "quantise", "bits": 4}])
+
+
+@pytest.mark.parametrize(
+    "edits",
+    [["dare", "dare"], ["dare", {"name": "della", "density": 0.5, "epsilon": 0.2}]],
+    ids=["dare twice", "dare and della"],
+)
+def test_edits_of_one_chain_draw_apart(edits: list):
+    name = "encoder.layers.0.mlp.fc1.weight"
+    ones = {"_pretrained_": {name: torch.zeros(300, 300)}, "a": {name: torch.ones(300, 300)}}
+    found = clipfuse.merge(ones, "task_arithmetic", edits=edits, scaling_factor=1.0).tensors[name]
+    assert float(found.double().mean()) == pytest.approx(1, abs=0.06)

@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from clipfuse.errors import ConfigError
 from clipfuse.fusion.blocks import total, weight_row
 from clipfuse.fusion.paper import Paper
 from clipfuse.fusion.registry import DeltaConfig, method
@@ -35,6 +36,8 @@ class Consensus(DeltaConfig):
 
 
 def thresholds(view: PoolView, cfg: Consensus) -> list[float]:
+    if cfg.k > len(view.tasks):
+        raise ConfigError(f"method.k: {cfg.k} masks cannot agree where there are {len(view.tasks)} experts")
     return [cfg.t] * len(view.tasks) if isinstance(cfg.t, (int, float)) else weight_row(cfg.t, view.tasks, "t")
 
 
@@ -48,7 +51,7 @@ def consensus(leaf: Leaf, cfg: Consensus, thresholds: list[float]) -> Float[Tens
     Deviations: the paper chooses t for each task on validation data; here it is given.
 
     Raises:
-        ConfigError: `t` that does not fit the pool's experts.
+        ConfigError: `t` that does not fit the pool's experts, or a `k` of more than there are.
 
     Source: sections 3 and 4, equations 4 and 5.
     """

@@ -18,7 +18,7 @@ from clipfuse.errors import PoolError
 from clipfuse.fusion.arrivals import Arrived, arrive
 from clipfuse.fusion.chain import Chain, Step, behind, call
 from clipfuse.fusion.sinks import Sink, TensorSink, scratch
-from clipfuse.fusion.streams import Run
+from clipfuse.fusion.streams import Run, complete
 from clipfuse.pool import Leaf, ModelPool, PoolView
 from clipfuse.pool.view import Grain, coarsest
 
@@ -78,6 +78,8 @@ def prepare(chain: Chain, view: PoolView, before: Arrived | None = None) -> Prep
     merges here, and goes on from `before` if that is given. Raises as `check_chain`.
     """
     check_chain(chain, view)
+    if len(view.pool) == 1:
+        log.warning("%s: is the only expert of the pool: there is nothing to merge it with", view.tasks[0])
     for task in view.pool.unmoved():
         log.warning("%s: equals the base: its task vector is zero", task)
     raw = replace(view, seed=chain.seed, appetite=chain.memory, edits=(), grain="element")
@@ -169,7 +171,8 @@ def run_unscaled(prepared: Prepared, parts: Parts) -> Counter[str]:
         state = prepared.states[len(chain.edits)]
         extra = [state] if rule.prepare else []
         with Run.open(view) as context:
-            for name, delta in rule.function(view, chain.method.cfg, context, *extra):
+            found = rule.function(view, chain.method.cfg, context, *extra)
+            for name, delta in complete(rule.name, found, view.specs):
                 sinks[0].write(name, delta)
         return context.tally
 

@@ -1,17 +1,19 @@
 """Where results go: tensors in memory, and scratch in a temporary file that is mapped and costs no memory."""
 
 import mmap
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import IO, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from clipfuse.checkpoints.safetensors_file import TensorSpec
 from clipfuse.checkpoints.writer import check_space, write_errors
+from clipfuse.errors import OutputError
 
 
 @runtime_checkable
@@ -45,11 +47,7 @@ def scratch(specs: Mapping[str, TensorSpec], folder: Path | None = None) -> Iter
     Raises:
         OutputError: no space for it.
     """
-    total = sum(spec.nbytes for spec in specs.values())
-    where = folder or Path(tempfile.gettempdir())
-    check_space(where, total)
-    with write_errors(where), tempfile.TemporaryFile(dir=where) as file:
-        file.truncate(max(total, 1))
+    with scratch_file(folder or Path(tempfile.gettempdir()), sum(spec.nbytes for spec in specs.values())) as file:
         room = mmap.mmap(file.fileno(), 0)
         tensors: dict[str, Tensor] = {}
         at = 0
@@ -61,3 +59,22 @@ def scratch(specs: Mapping[str, TensorSpec], folder: Path | None = None) -> Iter
                 tensors[name] = torch.empty(spec.shape, dtype=spec.dtype)
             at += spec.nbytes
         yield tensors
+
+
+def scratch_file(folder: Path, size: int) -> IO[bytes]:
+    """A file without a name whose room is reserved where the system can: a full disk is told here, not at a later page.
+
+    Raises:
+        OutputError: no space for it.
+    """
+    try:
+        check_space(folder, size)
+        with write_errors(folder), ExitStack() as held:
+            file = held.enter_context(tempfile.TemporaryFile(dir=folder))
+            file.truncate(max(size, 1))
+            if size and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            held.pop_all()
+            return file
+    except OutputError as error:
+        raise OutputError(f"{error} (for scratch; TMPDIR names another folder)") from None

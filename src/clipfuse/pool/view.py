@@ -115,6 +115,12 @@ class PoolView:
                 f"memory: {self.memory:,} bytes are too few; {name} of {len(self.tasks)} experts takes about {need:,}"
             )
 
+    def workers(self, grain: Grain) -> int:
+        """Threads that work at once: of those with slices, as many as fit the budget; others wait for a share of it."""
+        _, numel = largest(self.specs, grain, self.slice)
+        fit = (self.memory or MEMORY) // self.need(numel, grain) if grain == "element" else self.threads
+        return max(1, min(self.threads, fit))
+
     def map(self, function: Callable[[Leaf], T], grain: Grain = "element", head: int | None = None) -> Iterator[T]:
         """`function` of every edited leaf, in the order of the slices; of a slice only its first `head` elements.
 
@@ -133,13 +139,14 @@ class PoolView:
         if grain != "element":  # large ones first, so that no thread is left alone with one at the end
             places.sort(key=lambda place: -self.specs[place[0]].numel)
         work = Work(self, function, Counter(name for name, _, _ in places))
+        threads = self.workers(grain)
         with one_torch_thread():
-            pool = ThreadPoolExecutor(self.threads, thread_name_prefix="clipfuse")
+            pool = ThreadPoolExecutor(threads, thread_name_prefix="clipfuse")
             running: deque[Future[T]] = deque()
             try:
                 for place in places:
                     running.append(pool.submit(work, place))
-                    if len(running) > AHEAD * self.threads:
+                    if len(running) > AHEAD * threads:
                         yield running.popleft().result()
                 while running:
                     yield running.popleft().result()

@@ -97,12 +97,10 @@ def peak_memory(chain: Chain, view: PoolView) -> int:
     view = replace(view, appetite=chain.memory * members / len(view.tasks))
     needs = [
         view.need((stop or view.specs[name].numel) - start, chain.grain)
-        for name, start, stop in slices(view.specs, chain.grain)
+        for name, start, stop in slices(view.specs, chain.grain, view.slice)
     ]
     needs.sort(reverse=True)
-    at_once = sum(needs[: view.threads])
-    if chain.grain != "element":
-        at_once = max(needs[0], min(at_once, view.memory or MEMORY))
+    at_once = max(needs[0], min(sum(needs[: view.threads]), view.memory or MEMORY))
     looked_at = int(LOOKED_AT * 4 * size * members) if any(step.rule.passes for step in chain.steps) else 0
     parts = (1 if chain.swept == "scaling_factor" else 2) if chain.values else 0
     return max(at_once, looked_at) + 4 * size * (parts + bool(parts))
