@@ -234,6 +234,8 @@ BAD = {
     "unknown edit": (["run", "method=magmax", "edits=[dar]", *TINY], "did you mean 'dare'"),
     "wrong type": (["run", "method=ties_merging", "method.keep=much", *TINY], "method.keep"),
     "per cent": (["run", "method=ties_merging", "method.keep=1.5", *TINY], "less than or equal to 1"),
+    "finishes of a number": (["run", "method=magmax", "finishes=5", *TINY], "finishes"),
+    "seed of a merge": (["merge", "method=magmax", POOL, "seed=hello", "--out", "never"], "seed"),
     "edits of a list": (["run", "method=magmax", "edits=dare", *TINY], "takes a list"),
     "edits on weights": (["run", "method=simple_average", "edits=[dare]", *TINY], "takes no edits"),
     "values without select": (["run", "method=magmax", "method.scaling_factor=1,2", *TINY], "select=val"),

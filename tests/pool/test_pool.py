@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import clipfuse
-from clipfuse.errors import OutputError, PoolError
+from clipfuse.errors import CheckpointError, OutputError, PoolError
 from clipfuse.pool import HuggingFaceClipVisionPool
 
 
@@ -65,3 +65,14 @@ def test_configuration_is_what_the_file_says(pool: HuggingFaceClipVisionPool):
     assert len(pool) == 3
     with pytest.raises(PoolError, match="did you mean 'roads'"):
         pool.get_model_config("road")
+
+
+def test_integers_in_an_expert_are_told_with_its_name_and_the_tensor(tmp_path: Path):
+    members = []
+    for name, value in (("_pretrained_", torch.zeros(3)), ("signs", torch.arange(3))):
+        (tmp_path / name).mkdir()
+        save_file({"vision_model.post_layernorm.bias": value}, tmp_path / name / "model.safetensors")
+        members.append({"name": name, "path": str(tmp_path / name)})
+    pool = HuggingFaceClipVisionPool.from_tree({"type": "huggingface_clip_vision", "models": members})
+    with pytest.raises(CheckpointError, match=r"^signs: .*post_layernorm\.bias.*int64"):
+        _ = pool.weights

@@ -27,7 +27,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print data as JSON on standa
 OPTIONS: dict[str, tuple[Any, Any]] = {
     "out": (str | None, typer.Option("--out", "-o", help="Folder to write; it must be empty or new.")),
     "overwrite": (bool, typer.Option("--overwrite", help="Replace what clipfuse left there before.")),
-    "device": (str | None, typer.Option(help="Of the forward passes: auto, cpu, cuda, cuda:1, mps.")),
+    "device": (
+        str | None,
+        typer.Option(
+            help="Forward passes: auto, cpu, cuda, cuda:1, mps. Merges: the CPU, unless a CUDA device is named."
+        ),
+    ),
     "dtype": (str | None, typer.Option(help="Of what is computed or written: float32, float16, bfloat16.")),
     "batch_size": (int | None, typer.Option(min=1, help="Images a forward pass.")),
     "seed": (int | None, typer.Option(help="For random edits, carved splits and --limit.")),

@@ -1,9 +1,11 @@
 """`clipfuse run`."""
 
-from clipfuse.cli.options import Given, Json, Words, bar, need, options, print_json, say, tree_of
+from clipfuse.cli.options import Given, Json, Words, bar, factors_kept, need, options, print_json, say, tree_of
 
 
-@options("out", "overwrite", "device", "dtype", "memory", "batch_size", "seed", "limit", "plugin", "verbose")
+@options(
+    "out", "overwrite", "device", "dtype", "memory", "batch_size", "seed", "limit", "plugin", "keep_factors", "verbose"
+)
 def command(given: Given, words: Words = None, as_json: Json = False) -> None:
     """Merge, evaluate and report into one folder: method= modelpool= taskpool=, then key=value."""
     tree = tree_of(words, given)
@@ -12,7 +14,8 @@ def command(given: Given, words: Words = None, as_json: Json = False) -> None:
     need(tree, "taskpool", "TA8")
     from clipfuse.run.pipeline import run
 
-    result = run(tree, bar)
+    with factors_kept(given):
+        result = run(tree, bar)
     if as_json:
         print_json([record.model_dump(mode="json") for record in result.records])
         return

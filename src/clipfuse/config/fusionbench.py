@@ -143,6 +143,7 @@ def translate(tree: Tree) -> tuple[Tree, list[str]]:
 
 
 def translate_method(tree: Tree, notes: list[str]) -> Tree:
+    tree = {key: value for key, value in tree.items() if value is not None or key not in ("edits", "finishes")}
     tree, method = unwrap_finish(tree, dict(tree["method"]), notes)
     name = str(method.get("name", ""))
     if name.startswith("dare/"):
@@ -163,7 +164,8 @@ def translate_method(tree: Tree, notes: list[str]) -> Tree:
     for (owner, theirs), values in FIXED.items():
         if method.get("name") == owner and theirs in method and method[theirs] in values:
             notes.append(f"method.{theirs}={method.pop(theirs)} is what {owner} always has")
-    steps = [(part, where) for where in ("edits", "finishes") for part in tree.get(where, [])]
+    lists = [(tree.get(where), where) for where in ("edits", "finishes")]
+    steps = [(part, where) for parts, where in lists if isinstance(parts, list) for part in parts]
     for part, where in [(method, "method"), *steps]:
         if not isinstance(part, dict):
             continue

@@ -29,6 +29,8 @@ from clipfuse.version import __version__
 Models = str | Path | HuggingFaceClipVisionPool | ModelPool | Mapping[str, nn.Module | Mapping[str, Any] | TaskVector]
 RuleTree = str | Mapping[str, Any]
 log = logging.getLogger(__name__)
+MERGING = ("cpu", "cuda")
+"""Types of devices that have the float64 which rules need."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -169,11 +171,18 @@ def look_at(
 ) -> PoolView:
     """The pool as the engine sees it. Raises ConfigError for a device or a budget that cannot be had."""
     try:
+        if torch.device(device).type not in MERGING:
+            raise ConfigError(f"device: {device!r} does not merge; cpu, cuda and cuda:N do")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device: {device!r} cannot be used ({str(error).splitlines()[0]})") from None
     limit = as_bytes(memory)
     return PoolView(pool, threads=threads or available_cores(), memory=limit, device=device, progress=progress)
+
+
+def merge_device(name: str) -> str:
+    """Where a run whose forward passes are on a device merges: there if it is named and can, else on the CPU."""
+    return "cpu" if name in ("auto", "mps") else name
 
 
 def as_bytes(memory: int | str | None) -> int | None:

@@ -6,13 +6,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipfuse.checkpoints.checkpoint import open_checkpoint
+from clipfuse.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from clipfuse.checkpoints.geometry import Geometry, read_geometry
 from clipfuse.checkpoints.hashes import known_hash
 from clipfuse.checkpoints.locate import CLIP, VISION, Located, OutOfReachError, hub_ref, locate
 from clipfuse.config import parse
 from clipfuse.config.fusionbench import translate
-from clipfuse.errors import LocateError, PoolError, unknown
+from clipfuse.errors import CheckpointError, LocateError, PoolError, unknown
 from clipfuse.pool.config import Member, PoolConfig
 from clipfuse.pool.leaf import Leaf
 from clipfuse.pool.model_pool import PRETRAINED, ModelPool, is_special
@@ -103,10 +103,17 @@ class HuggingFaceClipVisionPool:
     def weights(self) -> ModelPool:
         """The opened checkpoints, checked against each other. Raises CheckpointError or PoolError."""
         names = [name for name in self.members if not is_special(name) or name == PRETRAINED]
-        checkpoints = {name: open_checkpoint(self.located[name].folder, self.members[name].path) for name in names}
+        checkpoints = {name: self.open(name) for name in names}
         geometries = {name: read_geometry(self.located[name].folder) for name in names}
         base = checkpoints.pop(PRETRAINED, None)
         return ModelPool(base, checkpoints, geometries, [self.describe(name) for name in names])
+
+    def open(self, name: str) -> Checkpoint:
+        """The checkpoint of a model. Raises CheckpointError, which names it."""
+        try:
+            return open_checkpoint(self.located[name].folder, self.members[name].path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{name}: {error}") from None
 
     def describe(self, name: str) -> dict[str, Any]:
         """Name, path, revision, and sha256 by file as far as known: what a recipe says of a model."""

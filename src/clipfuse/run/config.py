@@ -16,7 +16,7 @@ class MeasureConfig(Config):
     seed: int = 0
     """For random edits, carved splits and limits."""
     device: str = "auto"
-    """For forward passes: auto, cpu, cuda, cuda:1, mps."""
+    """For forward passes: auto, cpu, cuda, cuda:1, mps. A CUDA device that is named also merges."""
     batch_size: int = Field(128, ge=1)
     """Images a forward pass."""
     limit: int | None = Field(None, ge=1)

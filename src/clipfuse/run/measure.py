@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ from clipfuse.run.progress import Stage
 from clipfuse.tasks import Task
 
 log = logging.getLogger(__name__)
+
+WORK: Mapping[str, Any] = MappingProxyType({})
+"""Nothing said of dtype, memory and device of merges."""
 
 BASE = "pre-trained"
 """What the base is called in tables."""
@@ -55,8 +59,7 @@ def measure(
     baselines: Literal["none", "own", "all"],
     stage: Stage,
     folder: Path | None = None,
-    dtype: str | None = None,
-    memory: int | str | None = None,
+    work: Mapping[str, Any] = WORK,
 ) -> list[Record]:
     """Merge each choice and score it on the test splits, beside the base and the experts.
 
@@ -64,8 +67,7 @@ def measure(
         choices: What to merge.
         baselines: `own` scores each expert on its own task only, `all` on every task; both score the base.
         folder: Where merged weights (of one choice), predictions and records go; in memory and nowhere if None.
-        dtype: Of the merged weights; the base's by default.
-        memory: Most bytes that merging may take.
+        work: `dtype`, `memory` and `device` of merges.
     """
     size = sum(spec.numel for spec in pool.weights.specs.values())
     candidates = baseline_candidates(pool, bench, baselines)
@@ -73,7 +75,7 @@ def measure(
     merged: dict[str, Merged] = {}
     for choice in choices:
         title = f"{choice.title} (merged)" if choice.title in sources else choice.title
-        merged[title] = merge_choice(pool, choice, stage, folder / "merged" if folder else None, dtype, memory)
+        merged[title] = merge_choice(pool, choice, stage, folder / "merged" if folder else None, work)
         candidates.append(Candidate(title, partial(merged_encoder, merged[title], bench), 4 * size, size))
     compute_in_background(file for checkpoint in pool.weights.checkpoints for file in checkpoint.files)
     scores = bench.score(candidates, "test", stage)
@@ -98,15 +100,14 @@ def merge_choice(
     choice: Choice,
     stage: Stage,
     out: Path | None,
-    dtype: str | None,
-    memory: int | str | None = None,
+    work: Mapping[str, Any],
 ) -> Merged:
     """The merged model of a choice, written to `out` if that is given."""
     if choice.sweep:
         return choice.sweep.merged(choice.chain, out)
     chain = choice.chain
     with stage(f"merge {chain.method.rule.name}", pool.weights.nbytes * chain.passes, "B") as told:
-        return merge(pool, chain, dtype=dtype, out=out, memory=memory, progress=told)
+        return merge(pool, chain, out=out, progress=told, **work)
 
 
 def baseline_candidates(

@@ -19,14 +19,14 @@ from clipfuse.evaluate.sweep import sweep_candidates
 from clipfuse.fusion.chain import Chain, configure
 from clipfuse.fusion.engine import check_chain
 from clipfuse.fusion.loading import load_plugins
-from clipfuse.fusion.merge import as_dtype, look_at, sweep
+from clipfuse.fusion.merge import as_dtype, look_at, merge_device, sweep
 from clipfuse.models.encoder import known_base
 from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
 from clipfuse.report import Table, results_table
 from clipfuse.report.write import write_report
 from clipfuse.run.bench import Bench, find_tasks, open_bench
 from clipfuse.run.config import RunConfig
-from clipfuse.run.measure import Choice, measure
+from clipfuse.run.measure import WORK, Choice, measure
 from clipfuse.run.progress import Stage, silent
 from clipfuse.tasks import TaskPoolConfig
 
@@ -63,8 +63,9 @@ def run(tree: Mapping[str, Any], stage: Stage = silent) -> RunResult:
     with new_folder(folder, config.overwrite) as temporary, log_to(temporary / "log.txt"):
         resolved = config.model_dump(mode="json", exclude={"out", "overwrite"}) | chain.to_tree()
         write_text(temporary / "config.yaml", to_yaml(resolved))
-        choice = choose(pool, bench, chain, stage, config.dtype, config.memory) if chain.values else Choice(chain)
-        records = measure(pool, bench, [choice], config.baselines, stage, temporary, config.dtype, config.memory)
+        work = {"dtype": config.dtype, "memory": config.memory, "device": merge_device(config.device)}
+        choice = choose(pool, bench, chain, stage, work) if chain.values else Choice(chain)
+        records = measure(pool, bench, [choice], config.baselines, stage, temporary, work)
         table = results_table(records, selection(choice))
         write_report(temporary, table, records, [r.model for r in records if r.role == "merged"][:1])
     return RunResult(folder, records, table, choice.value)
@@ -96,7 +97,7 @@ def open_run(config: RunConfig, chain: Chain, stage: Stage) -> tuple[HuggingFace
     pool = HuggingFaceClipVisionPool.from_tree(config.modelpool)
     taskpool = parse(TaskPoolConfig, config.taskpool, "taskpool")
     tasks = find_tasks(taskpool)
-    check_chain(chain, look_at(pool.weights, memory=config.memory))
+    check_chain(chain, look_at(pool.weights, memory=config.memory, device=merge_device(config.device)))
     own = pool.get_model_config(PRETRAINED).path if pool.has_pretrained else None
     base = taskpool.base or own or known_base(pool.weights.geometry, "the pool")
     splits = ("test", "val") if chain.values else ("test",)
@@ -108,12 +109,11 @@ def choose(
     bench: Bench,
     chain: Chain,
     stage: Stage,
-    dtype: str | None = None,
-    memory: int | str | None = None,
+    work: Mapping[str, Any] = WORK,
 ) -> Choice:
     """The value with the best mean accuracy on the val splits, the smallest of equals. Merges once."""
     with stage(f"merge {chain.method.rule.name} once", pool.weights.nbytes * chain.passes, "B") as told:
-        found = sweep(pool, chain, dtype, progress=told, memory=memory)
+        found = sweep(pool, chain, progress=told, **work)
     candidates = sweep_candidates(found, bench.base, bench.device)
     scores = bench.score(list(candidates.values()), "val", stage)
     means = {}

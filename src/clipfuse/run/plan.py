@@ -10,7 +10,7 @@ from clipfuse.config import parse
 from clipfuse.data import open_split
 from clipfuse.fusion.chain import Chain
 from clipfuse.fusion.engine import check_chain
-from clipfuse.fusion.merge import as_dtype, look_at
+from clipfuse.fusion.merge import as_dtype, look_at, merge_device
 from clipfuse.pool import HuggingFaceClipVisionPool, PoolView
 from clipfuse.pool.view import MEMORY, slices
 from clipfuse.run.bench import find_tasks, is_tiny
@@ -59,7 +59,7 @@ def make_plan(tree: Mapping[str, Any]) -> Plan:
     tasks = find_tasks(parse(TaskPoolConfig, config.taskpool, "taskpool")) if config.taskpool else []
     dtype = as_dtype(config.dtype)
     pool = HuggingFaceClipVisionPool.from_tree(config.modelpool).weights
-    view = look_at(pool, memory=config.memory)
+    view = look_at(pool, memory=config.memory, device=merge_device(config.device))
     check_chain(chain, view)
     for task in tasks:
         if task.folder and not is_tiny(task):
