@@ -37,15 +37,17 @@ def bare(pool: ModelPool, threads: int, pieces: int, writer: SafetensorsWriter) 
     """The first `pieces` of PIECES, slice by slice; float32 pools with a base."""
     local = threading.local()
 
-    def work(place: tuple[str, int, int]) -> None:
-        name, start, stop = place
+    def work(name: str, start: int, stop: int) -> None:
         if not hasattr(local, "room"):
             local.room = Room(pool.checkpoints, len(pool), SLICE, "cpu")
         room: Room = local.room
         base, *experts = (room.read(number, name, start, stop - start) for number in range(len(pool) + 1))
         if pieces == 1:
             return
-        deltas = torch.sub(room.together(experts), base, out=room.deltas[:, : stop - start])
+        beside = room.together([expert for expert in experts if expert is not None])
+        if base is None or beside is None:
+            raise ValueError(f"{name}: takes float32 files with a base")
+        deltas = torch.sub(beside, base, out=room.deltas[:, : stop - start])
         merged = deltas.sum(0)
         if pieces == 2:
             return
@@ -57,9 +59,9 @@ def bare(pool: ModelPool, threads: int, pieces: int, writer: SafetensorsWriter) 
         writer.write(name, final, start)
 
     torch.set_num_threads(1)
-    places = list(slices(pool.specs, "element"))
+    places = [(name, start, stop) for name, start, stop in slices(pool.specs, "element") if stop]
     with ThreadPoolExecutor(threads) as executor:
-        for done in [executor.submit(work, place) for place in places]:
+        for done in [executor.submit(work, *place) for place in places]:
             done.result()
     torch.set_num_threads(threads)
 

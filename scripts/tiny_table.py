@@ -72,7 +72,7 @@ def measure(seed: int, bench: Bench) -> tuple[Right, dict[str, Choice]]:
     candidates, chosen = baseline_candidates(pool, bench, "all"), {}
     for name, models, chain in jobs:
         choice = choose(models, bench, chain, silent) if chain.values else Choice(chain)
-        merged = merge_choice(models, choice, silent, None, None)
+        merged = merge_choice(models, choice, silent)
         candidates.append(Candidate(name, lambda m=merged: merged_encoder(m, bench), 0, 0))
         if choice.value is not None:
             chosen[name] = choice

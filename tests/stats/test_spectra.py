@@ -10,9 +10,16 @@ from torch import Tensor
 
 import clipfuse
 from clipfuse.stats.factor_cache import keep_factors
-from clipfuse.stats.spectra import certificate, leading, left, numerical_rank, polar, svd
+from clipfuse.stats.gram import defect, residual
+from clipfuse.stats.spectra import Triplets, leading, numerical_rank, polar, svd
 
 SHAPES = [(96, 96), (200, 64), (64, 200), (768, 256)]
+
+
+def certificate(matrix: Tensor, found: Triplets) -> tuple[float, float]:
+    """How far factors are from orthonormal, and how far from fitting the matrix, relative, in float64."""
+    a, (u, s, vh) = matrix.double(), (part.double() for part in found)
+    return max(defect(u), defect(vh.mT)), max(residual(a, u, s, vh.mT), residual(a.mT, vh.mT, s, u))
 
 
 def random(rows: int, columns: int, rank: int | None = None) -> Tensor:
@@ -42,7 +49,6 @@ def test_leading_triplets(shape: tuple[int, int], share: int):
     u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
     best = (u[:, :rank] * s[:rank]) @ vh[:rank]
     assert ((found.u * found.s) @ found.vh - best).norm() <= 1e-4 * best.norm()
-    assert torch.equal(left(matrix, rank), found.u)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

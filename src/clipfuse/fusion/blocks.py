@@ -1,5 +1,6 @@
 """Pieces that two or more rules share; a rule imports this module, never another rule."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
@@ -33,6 +34,11 @@ def total(rows: Float[Tensor, "task *shape"]) -> Float[Tensor, "*shape"]:
         sums[:half].add_(sums[half : 2 * half])
         count = half
     return sums[0]
+
+
+def rank_of(fraction: float, full: int) -> int:
+    """⌈fraction · full⌉, at least 1, whatever binary floats make of it: 0.07 · 100 = 7.000000000000001 is 7."""
+    return max(1, math.ceil(round(fraction * full, 9)))
 
 
 def mean(rows: Float[Tensor, "task *shape"]) -> Float[Tensor, "*shape"]:

@@ -1,17 +1,16 @@
 """CART: what an expert has beyond the average, cut to its leading directions, added to the average."""
 
-import math
 from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor
 
-from clipfuse.fusion.blocks import total
+from clipfuse.fusion.blocks import rank_of, total
 from clipfuse.fusion.paper import Paper
 from clipfuse.fusion.registry import DeltaConfig, Shape, method
 from clipfuse.pool import Leaf
 from clipfuse.shapes import Float
-from clipfuse.stats.spectra import leading
+from clipfuse.stats.spectra import flops, leading
 
 CART = Paper(
     "Revisiting Weight Averaging for Model Merging",
@@ -31,16 +30,9 @@ class Cart(DeltaConfig):
     """Factor of what is added to the average, dimensionless."""
 
 
-def rank_of(fraction: float, full: int) -> int:
-    """⌈fraction · full⌉, at least 1, whatever binary floats make of it: 0.07 · 100 = 7.000000000000001 is 7."""
-    return max(1, math.ceil(round(fraction * full, 9)))
-
-
 def work(shape: Shape, experts: int, cfg: Cart) -> float:
-    """A Gram matrix and its eigenvectors for each expert."""
-    if len(shape) != 2:
-        return 0.0
-    return experts * min(shape) ** 2 * (2.0 * max(shape) + 9.0 * min(shape))
+    """A decomposition for each expert."""
+    return experts * flops(shape) if cfg.spread else 0.0
 
 
 @method(paper=CART, grain="matrix", affine_in="spread", work=work)
@@ -59,6 +51,6 @@ def cart(leaf: Leaf, cfg: Cart) -> Float[Tensor, "*shape"]:
         return merged
     mean, rank = merged.clone(), rank_of(cfg.rank_fraction, min(merged.shape))
     for delta in leaf.deltas:
-        u, s, vh = leading(delta - mean, rank)
+        u, s, vh = leading(delta - mean, rank, leaf.tally)
         merged.addmm_(u * s, vh, alpha=cfg.spread)
     return merged

@@ -135,12 +135,15 @@ class Chain:
         return max(step.rule.memory for step in self.steps)
 
     def work(self, shapes: Iterable[Shape], experts: int) -> float:
-        """FLOP of decompositions and the like, where rules know theirs; twice where both ends of a setting are met."""
+        """FLOP of decompositions and the like, where rules know theirs; of both ends of an affine setting."""
         found = 0.0
         for shape in shapes:
             for step in self.steps:
-                if step.rule.work:
-                    found += step.rule.work(shape, experts, step.cfg) * (2 if step.rule.affine_in else 1)
+                if step.rule.work and step.rule.affine_in:
+                    ends = [step.cfg.model_copy(update={step.rule.affine_in: value}) for value in (0.0, 1.0)]
+                    found += sum(step.rule.work(shape, experts, cfg) for cfg in ends)
+                elif step.rule.work:
+                    found += step.rule.work(shape, experts, step.cfg)
         return found
 
     def reads(self, pool: ModelPool) -> int:

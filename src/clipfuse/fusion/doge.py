@@ -13,7 +13,7 @@ from clipfuse.fusion.registry import DeltaConfig, Shape, method
 from clipfuse.pool import Leaf, PoolView
 from clipfuse.shapes import Float
 from clipfuse.stats.quantiles import kth_magnitudes
-from clipfuse.stats.spectra import leading
+from clipfuse.stats.spectra import Tally, leading
 
 DOGE = Paper(
     "Modeling Multi-Task Model Merging as Adaptive Projective Gradient Descent",
@@ -84,26 +84,30 @@ def doge_ta(leaf: Leaf, cfg: DogeTa, floors: Float[Tensor, "task"]) -> Float[Ten
     deltas = leaf.deltas
     norms = [float(torch.linalg.vector_norm(delta, dtype=torch.float64)) for delta in deltas]
     factors = [cfg.eta / norm if norm else 0.0 for norm in norms]
-    shift = learn_shift(deltas, factors, shared_directions(deltas, cfg.subspace), cfg)
+    shift = learn_shift(deltas, factors, shared_directions(deltas, cfg.subspace, leaf.tally), cfg)
     merged = torch.zeros_like(shift)
     for delta, factor, floor in zip(deltas, factors, floors.tolist(), strict=True):
         merged.add_(torch.where(delta.abs() >= floor, delta + shift, 0), alpha=factor)
     return merged
 
 
-def shared_directions(deltas: Float[Tensor, "task rows columns"], subspace: int) -> Float[Tensor, "rows shared"]:
+def shared_directions(
+    deltas: Float[Tensor, "task rows columns"], subspace: int, tally: Tally | None = None
+) -> Float[Tensor, "rows shared"]:
     """U, orthonormal columns, found in float64: values beside the cuts are close, and each rounds U by their gap."""
     full = min(deltas.shape[1:])
-    own = [left_directions(delta.double(), full // len(deltas)) for delta in deltas]
-    return left_directions(torch.cat(own, 1), full // subspace).float()
+    own = [left_directions(delta.double(), full // len(deltas), tally) for delta in deltas]
+    return left_directions(torch.cat(own, 1), full // subspace, tally).float()
 
 
-def left_directions(matrix: Float[Tensor, "rows columns"], rank: int) -> Float[Tensor, "rows rank"]:
+def left_directions(
+    matrix: Float[Tensor, "rows columns"], rank: int, tally: Tally | None
+) -> Float[Tensor, "rows rank"]:
     """Left singular vectors of the `rank` largest singular values, but of those that are rounding of float32."""
     rank = min(rank, *matrix.shape)
     if not rank:
         return matrix[:, :0]
-    u, s, _ = leading(matrix, rank)
+    u, s, _ = leading(matrix, rank, tally)
     return u[:, s > max(matrix.shape) * torch.finfo(torch.float32).eps * s[:1]]
 
 

@@ -12,7 +12,7 @@ from clipfuse.fusion.paper import Paper
 from clipfuse.fusion.registry import ContinualConfig, Shape, method
 from clipfuse.pool import Leaf
 from clipfuse.shapes import Float
-from clipfuse.stats.spectra import svd
+from clipfuse.stats.spectra import Tally, svd
 
 DOP = Paper(
     "Continual Model Merging without Data: Dual Projections for Balancing Stability and Plasticity",
@@ -54,8 +54,8 @@ class Pull(NamedTuple):
     right: Float[Tensor, "columns _"] | None
 
     @classmethod
-    def of(cls, tau: Float[Tensor, "rows columns"], cfg: Dop) -> "Pull":
-        u, s, vh = svd(tau)
+    def of(cls, tau: Float[Tensor, "rows columns"], cfg: Dop, tally: Tally) -> "Pull":
+        u, s, vh = svd(tau, tally)
         share = s.double().cumsum(0)
         kept = int((share < cfg.energy * share[-1]).sum())
         left = squared(u[:, :kept] * s[:kept]) if "u" in cfg.space else None
@@ -136,7 +136,7 @@ def dop(leaf: Leaf, cfg: Dop) -> Float[Tensor, "*shape"]:
     delta = total(pair).div_(2)
     if not leaf.is_linear:
         return delta
-    pulls = [Pull.of(tau, cfg) for tau in pair]
+    pulls = [Pull.of(tau, cfg, leaf.tally) for tau in pair]
     weights = [cfg.alpha, 1 - cfg.alpha]
     difference, other = torch.empty_like(delta), torch.empty_like(delta)
 

@@ -1,5 +1,6 @@
 """OPCM: continual merging by orthogonal projection."""
 
+import math
 from typing import Annotated
 
 import torch
@@ -10,7 +11,7 @@ from clipfuse.fusion.paper import Paper
 from clipfuse.fusion.registry import ContinualConfig, Norms, Shape, method
 from clipfuse.pool import Leaf
 from clipfuse.shapes import Float
-from clipfuse.stats.spectra import svd
+from clipfuse.stats.spectra import flops, svd
 
 OPCM = Paper(
     "Merging Models on the Fly Without Retraining: A Sequential Approach to Scalable Continual Model Merging",
@@ -35,8 +36,7 @@ def to_mean_norm(norms: Norms) -> float:
 
 def work(shape: Shape, experts: int, cfg: Opcm) -> float:
     """A singular value decomposition and four products for each expert but the first."""
-    rows, columns = (shape[0], shape[1]) if len(shape) == 2 else (0, 0)
-    return 30.0 * rows * columns * min(rows, columns) * (experts - 1)
+    return (experts - 1) * (flops(shape) + 8.0 * math.prod(shape) * min(shape)) if len(shape) == 2 else 0.0
 
 
 def true_rank(s: Float[Tensor, "rank"], length: int) -> int:
@@ -68,7 +68,7 @@ def opcm(leaf: Leaf, cfg: Opcm) -> Float[Tensor, "*shape"]:
     merged, arriving = leaf.deltas
     if not leaf.is_linear:
         return merged + arriving
-    u, s, vh = svd(merged)
+    u, s, vh = svd(merged, leaf.tally)
     rank = true_rank(s, max(merged.shape))
     u, vh = u[:, :rank], vh[:rank]
     inside = u.mT @ arriving @ vh.mT

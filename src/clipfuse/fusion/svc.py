@@ -9,10 +9,10 @@ from torch import Tensor
 
 from clipfuse.config import Config
 from clipfuse.fusion.paper import Paper
-from clipfuse.fusion.registry import finish
+from clipfuse.fusion.registry import Shape, finish
 from clipfuse.pool import Leaf
 from clipfuse.shapes import Float
-from clipfuse.stats.spectra import numerical_rank, svd
+from clipfuse.stats.spectra import flops, numerical_rank, svd
 
 SVC = Paper(
     "When Shared Knowledge Hurts: Spectral Over-Accumulation in Model Merging",
@@ -31,11 +31,12 @@ class Svc(Config):
     tsv_merging, wudi."""
 
 
-def flop(shape: tuple[int, ...], experts: int, cfg: Svc) -> float:
-    return (20.0 + 2 * experts) * math.prod(shape) * min(shape) if len(shape) == 2 else 0.0
+def work(shape: Shape, experts: int, cfg: Svc) -> float:
+    """A decomposition, a product for each expert and one for the result."""
+    return flops(shape) + 2.0 * (experts + 1) * math.prod(shape) * min(shape) if len(shape) == 2 else 0.0
 
 
-@finish(paper=SVC, grain="matrix", work=flop)
+@finish(paper=SVC, grain="matrix", work=work)
 def svc(leaf: Leaf, delta: Float[Tensor, "*shape"], cfg: Svc) -> Float[Tensor, "*shape"]:
     """Calibrate the singular values of the merged task vector (Li et al., 2026).
 

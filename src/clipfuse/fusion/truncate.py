@@ -1,7 +1,6 @@
 """Keep the leading singular directions of each task matrix."""
 
 import logging
-import math
 from contextlib import suppress
 from typing import Annotated
 
@@ -10,11 +9,12 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from clipfuse.config import Config
+from clipfuse.fusion.blocks import rank_of
 from clipfuse.fusion.paper import Paper
-from clipfuse.fusion.registry import edit
+from clipfuse.fusion.registry import Shape, edit
 from clipfuse.pool import Leaf, PoolView
 from clipfuse.shapes import Float
-from clipfuse.stats.spectra import leading
+from clipfuse.stats.spectra import flops, leading
 
 ECKART_YOUNG = Paper(
     "The approximation of one matrix by another of lower rank",
@@ -42,7 +42,7 @@ class Truncate(Config):
 
     def of(self, full: int) -> int:
         """Triplets that are kept of `full`."""
-        return math.ceil(self.rank_fraction * full) if self.rank_fraction is not None else self.rank or full
+        return rank_of(self.rank_fraction, full) if self.rank_fraction is not None else self.rank or full
 
 
 def to_tell(view: PoolView, cfg: Truncate) -> list[str]:
@@ -58,11 +58,12 @@ def to_tell(view: PoolView, cfg: Truncate) -> list[str]:
     ]
 
 
-def flop(shape: tuple[int, ...], experts: int, cfg: Truncate) -> float:
-    return 20.0 * experts * math.prod(shape) * min(shape) if len(shape) == 2 else 0.0
+def work(shape: Shape, experts: int, cfg: Truncate) -> float:
+    """A decomposition for each expert."""
+    return experts * flops(shape)
 
 
-@edit(paper=ECKART_YOUNG, grain="matrix", prepare=to_tell, work=flop)
+@edit(paper=ECKART_YOUNG, grain="matrix", prepare=to_tell, work=work)
 def truncate(leaf: Leaf, cfg: Truncate, untold: list[str]) -> Float[Tensor, "task *shape"]:
     """Best approximation of a lower rank, matrix by matrix (Eckart and Young, 1936).
 

@@ -118,7 +118,7 @@ class PoolView:
     def workers(self, grain: Grain) -> int:
         """Threads that work at once: of those with slices, as many as fit the budget; others wait for a share of it."""
         _, numel = largest(self.specs, grain, self.slice)
-        fit = (self.memory or MEMORY) // self.need(numel, grain) if grain == "element" else self.threads
+        fit = (self.memory or MEMORY) // max(1, self.need(numel, grain)) if grain == "element" else self.threads
         return max(1, min(self.threads, fit))
 
     def map(self, function: Callable[[Leaf], T], grain: Grain = "element", head: int | None = None) -> Iterator[T]:

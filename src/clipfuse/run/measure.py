@@ -99,8 +99,8 @@ def merge_choice(
     pool: HuggingFaceClipVisionPool,
     choice: Choice,
     stage: Stage,
-    out: Path | None,
-    work: Mapping[str, Any],
+    out: Path | None = None,
+    work: Mapping[str, Any] = WORK,
 ) -> Merged:
     """The merged model of a choice, written to `out` if that is given."""
     if choice.sweep:

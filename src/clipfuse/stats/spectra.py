@@ -38,7 +38,7 @@ from clipfuse.stats.factor_cache import Factors, kept
 from clipfuse.stats.gram import by_gram, by_lapack, defect, residual
 
 TOLERANCE = 1e-5
-"""Bound on both numbers of the `Certificate` of every result."""
+"""Bound on both numbers of a result's certificate: `defect` and `residual`."""
 NOISE = 1e-5
 """Share of the largest singular value below which others are taken for rounding of the matrix's entries."""
 CHANCE = 64
@@ -60,15 +60,6 @@ class Triplets(NamedTuple):
     vh: Float[Tensor, "rank columns"]
 
 
-class Certificate(NamedTuple):
-    """How good triplets of a matrix A are, measured: two relative numbers, 0 for perfect ones."""
-
-    orthogonality: float
-    """‖UᵀU − I‖ / √rank, or that of V, whichever is larger; Frobenius norms."""
-    residual: float
-    """‖AᵀU − V diag(s)‖ / (√rank·s_1), or that of AV − U diag(s), whichever is larger."""
-
-
 def svd(matrix: Float[Tensor, "rows columns"], tally: Tally | None = None) -> Triplets:
     """All min(rows, columns) singular triplets; orthonormal whatever the rank."""
     return Triplets(*decompose(matrix, "svd", all_triplets, tally))
@@ -83,11 +74,6 @@ def leading(matrix: Float[Tensor, "rows columns"], rank: int, tally: Tally | Non
     return Triplets(*found)
 
 
-def left(matrix: Float[Tensor, "rows columns"], rank: int, tally: Tally | None = None) -> Float[Tensor, "rows rank"]:
-    """The left singular vectors of `leading`."""
-    return leading(matrix, rank, tally).u
-
-
 def numerical_rank(found: Triplets) -> int:
     """How many of the singular values stand out of rounding: are larger than NOISE times the largest."""
     return int((found.s > NOISE * found.s[:1]).sum())
@@ -100,13 +86,6 @@ def polar(matrix: Float[Tensor, "rows columns"], tally: Tally | None = None) -> 
     of zeros it is zeros. Small values are taken for none where there are many of them.
     """
     return decompose(matrix, "polar", polar_factor, tally)[0]
-
-
-def certificate(matrix: Float[Tensor, "rows columns"], found: Triplets) -> Certificate:
-    """How good some triplets are, measured in float64."""
-    a, (u, s, vh) = matrix.double(), (part.double() for part in found)
-    sides = residual(a, u, s, vh.mT), residual(a.mT, vh.mT, s, u)
-    return Certificate(max(defect(u), defect(vh.mT)), max(sides))
 
 
 def flops(shape: tuple[int, ...]) -> float:
