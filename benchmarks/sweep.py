@@ -17,8 +17,9 @@ from make_pool import make_pool
 from measure import machine, spread
 
 from clipfuse.fusion.chain import configure
-from clipfuse.fusion.merge import merge, open_pool, sweep
+from clipfuse.fusion.merge import merge, open_pool
 from clipfuse.fusion.sinks import TensorSink
+from clipfuse.fusion.sweep import sweep
 
 
 def main(

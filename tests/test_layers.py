@@ -14,7 +14,7 @@ ENTRIES = {"__init__", "__main__"}
 SHARED = {"registry", "paper", "random_bits", "blocks", "election", "adam"}
 """What a rule may import of its own room."""
 
-ENGINE = {"add", "chain", "arrivals", "engine", "loading", "merge", "merged", "sinks", "streams", "__init__"}
+ENGINE = {"add", "sweep", "chain", "arrivals", "engine", "loading", "merge", "merged", "sinks", "streams", "__init__"}
 """What runs the rules."""
 
 

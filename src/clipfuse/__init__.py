@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from clipfuse.fusion.loading import load_plugin
     from clipfuse.fusion.merge import merge
     from clipfuse.fusion.merged import Merged, load
+    from clipfuse.fusion.sweep import sweep
     from clipfuse.models.build import substitute
     from clipfuse.pool import HuggingFaceClipVisionPool, ModelPool
     from clipfuse.stats.factor_cache import keep_factors
@@ -29,6 +30,7 @@ HOMES = {
     "load_plugin": "clipfuse.fusion.loading",
     "merge": "clipfuse.fusion.merge",
     "substitute": "clipfuse.models.build",
+    "sweep": "clipfuse.fusion.sweep",
 }
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "load_plugin",
     "merge",
     "substitute",
+    "sweep",
 ]
 
 

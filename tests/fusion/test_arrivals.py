@@ -17,9 +17,9 @@ from clipfuse.errors import ClipfuseError, ConfigError, PoolError
 from clipfuse.fusion import registry
 from clipfuse.fusion.arrivals import Arrived
 from clipfuse.fusion.chain import configure
-from clipfuse.fusion.merge import sweep
 from clipfuse.fusion.paper import Paper
 from clipfuse.fusion.registry import METHODS, ContinualConfig, Norms, edit, method
+from clipfuse.fusion.sweep import sweep
 from clipfuse.pool import Leaf, PoolView, pool_from_memory
 from clipfuse.pool.task_vector import TaskVector
 
@@ -134,7 +134,7 @@ def test_a_sweep_merges_once_has_the_bits_of_single_merges_and_goes_on(models: M
     chain = configure(short(name, scaling_factor=[0.5, 1.5]), edits=["dare"])
     found = sweep(first(models, 2), chain)
     for value in chain.values:
-        chosen = found.merged(chain.with_value(value))
+        chosen = found.merged(value)
         single = clipfuse.merge(first(models, 2), chain.with_value(value))
         assert same(chosen.tensors, single.tensors)
         assert chosen.recipe == single.recipe

@@ -11,9 +11,9 @@ from torch import Tensor
 import clipfuse
 from clipfuse.errors import ClipfuseError, ConfigError, ModelError, PoolError
 from clipfuse.fusion.chain import Chain, configure
-from clipfuse.fusion.merge import sweep
 from clipfuse.fusion.registry import METHODS
 from clipfuse.fusion.sinks import TensorSink
+from clipfuse.fusion.sweep import sweep
 from clipfuse.pool import pool_from_memory
 
 Models = dict[str, dict[str, Tensor]]
@@ -30,7 +30,7 @@ CHAINS = {
 @pytest.mark.parametrize("dtype", [None, "float16"])
 @pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
 def test_a_sweep_has_the_bits_of_single_merges(models: Models, chain: Chain, dtype: str | None):
-    found = sweep(models, chain, dtype)
+    found = sweep(models, chain, dtype=dtype)
     for value in chain.values:
         sink = TensorSink.empty(found.specs)
         found.write(value, sink)

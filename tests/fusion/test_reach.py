@@ -17,11 +17,12 @@ from clipfuse.checkpoints.safetensors_file import TensorSpec
 from clipfuse.errors import ConfigError, OutputError, PoolError
 from clipfuse.fusion import registry
 from clipfuse.fusion.chain import configure
-from clipfuse.fusion.merge import as_bytes, look_at, sweep
+from clipfuse.fusion.merge import as_bytes, look_at
 from clipfuse.fusion.paper import Paper
 from clipfuse.fusion.registry import DeltaConfig, method
 from clipfuse.fusion.sinks import TensorSink, scratch, scratch_file
 from clipfuse.fusion.streams import Run, complete
+from clipfuse.fusion.sweep import sweep
 from clipfuse.pool import Leaf, PoolView, pool_from_memory, pool_of_deltas
 from clipfuse.pool.task_vector import TaskVector
 from clipfuse.pool.view import SLICE, Budget

@@ -158,8 +158,8 @@ def test_wrong_settings_are_named_before_weights_are_read(tree: dict[str, Any], 
 
 def test_a_sweep_with_svc_has_the_bits_of_single_merges():
     from clipfuse.fusion.chain import configure
-    from clipfuse.fusion.merge import sweep
     from clipfuse.fusion.sinks import TensorSink
+    from clipfuse.fusion.sweep import sweep
 
     models = random_models()
     chain = configure({"name": "task_arithmetic", "scaling_factor": [0.1, 1.0]}, finishes=[CALIBRATE])

@@ -8,9 +8,9 @@ from torch import Tensor
 from clipfuse.checkpoints.names import canonical_names
 from clipfuse.errors import ModelError
 from clipfuse.evaluate.evaluator import Candidate
-from clipfuse.fusion.merge import Sweep
 from clipfuse.fusion.merged import NO_GEOMETRY
 from clipfuse.fusion.sinks import TensorSink
+from clipfuse.fusion.sweep import Sweep
 from clipfuse.models.build import build_vision_model
 from clipfuse.models.encoder import ClipBase, VisionEncoder
 from clipfuse.shapes import Float

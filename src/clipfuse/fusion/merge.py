@@ -1,11 +1,11 @@
-"""`merge`: a pool and a method in, a `Merged` out; and the sweep over λ that merges once."""
+"""`merge`: a pool and a method in, a `Merged` out."""
 
 import logging
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from clipfuse.checkpoints.writer import SafetensorsWriter, check_output, new_fol
 from clipfuse.cores import available_cores
 from clipfuse.errors import ConfigError, ModelError, PoolError
 from clipfuse.fusion.chain import Chain, configure
-from clipfuse.fusion.engine import Parts, Prepared, add_up, prepare, run, run_scaled, run_unscaled
+from clipfuse.fusion.engine import Prepared, add_up, prepare, run
 from clipfuse.fusion.merged import NO_GEOMETRY, SCHEMA, Merged, hub_writer, load, write_description, write_state
 from clipfuse.fusion.sinks import Sink, TensorSink
 from clipfuse.pool import HuggingFaceClipVisionPool, ModelPool, PoolView, pool_from_memory
@@ -69,9 +69,11 @@ def merge(
     Raises:
         ConfigError, PoolError, CheckpointError, OutputError: before weights are read where that can be known.
     """
-    chain = method if isinstance(method, Chain) else configure(with_settings(method, settings), edits, finishes, seed)
+    chain = chain_of(method, settings, edits, finishes, seed)
     if chain.values:
-        raise ConfigError(f"method.{chain.swept}: a list of values is for a run with select=val; a merge takes one")
+        raise ConfigError(
+            f"method.{chain.swept}: a list of values is for a run with select=val, or for `sweep`; a merge takes one"
+        )
     prepared = prepare(chain, look_at(open_pool(models, out, overwrite), threads, memory, device, progress))
     specs = prepared.result_specs(as_dtype(dtype))
     return finished(prepared, specs, out, overwrite, lambda sink: run(prepared, sink, specs))
@@ -111,55 +113,6 @@ class HubSink:
 
     def write(self, name: str, values: Tensor, start: int = 0) -> None:
         self.writer.write(hub_name(name), values, start)
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A merge up to λ (or another setting): a value then costs θ0 + λΔ, and has the bits of a merge with that value."""
-
-    prepared: Prepared
-    specs: Mapping[str, TensorSpec]
-    """Shape and dtype of the results."""
-    parts: Parts
-    """Δ before λ and finishes, float32, by name; two of them for an affine setting."""
-    measured: Mapping[str, int]
-    """What edits and rules counted."""
-
-    @property
-    def values(self) -> tuple[float, ...]:
-        """The values to choose from."""
-        return self.prepared.chain.values
-
-    def write(self, value: float, sink: Sink) -> None:
-        """Write the merge with one value, rounded to the results' dtype."""
-        chosen = replace(self.prepared, chain=self.prepared.chain.with_value(value))
-        run_scaled(chosen, self.parts, sink, self.specs)
-
-    def merged(self, chain: Chain, out: str | Path | None = None) -> Merged:
-        """The merge of `chain`, this sweep's with a value chosen; in memory or in a new folder."""
-
-        def fill(sink: Sink) -> Mapping[str, int]:
-            self.write(getattr(chain.method.cfg, chain.swept), sink)
-            return self.measured
-
-        return finished(replace(self.prepared, chain=chain), self.specs, out, False, fill)
-
-
-def sweep(
-    models: Models,
-    chain: Chain,
-    dtype: torch.dtype | str | None = None,
-    threads: int | None = None,
-    progress: Progress | None = None,
-    memory: int | str | None = None,
-    device: str = "cpu",
-) -> Sweep:
-    """Merge a chain up to the setting that is a list. Raises as `merge`."""
-    prepared = prepare(chain, look_at(open_pool(models), threads, memory, device, progress))
-    specs, count = prepared.result_specs(torch.float32), 1 if chain.swept == "scaling_factor" else 2
-    parts = tuple(TensorSink.empty(specs).tensors for _ in range(count))
-    measured = run_unscaled(prepared, parts)
-    return Sweep(prepared, prepared.result_specs(as_dtype(dtype)), parts, measured)
 
 
 def look_at(
@@ -212,8 +165,17 @@ def open_pool(models: Models, out: str | Path | None = None, overwrite: bool = F
     return pool
 
 
-def with_settings(method: RuleTree, settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {**({"name": method} if isinstance(method, str) else method), **settings}
+def chain_of(
+    method: RuleTree | Chain,
+    settings: Mapping[str, Any],
+    edits: Sequence[RuleTree],
+    finishes: Sequence[RuleTree],
+    seed: int,
+) -> Chain:
+    """A method with further settings as a checked chain; one that is a chain already is taken as it is."""
+    if isinstance(method, Chain):
+        return method
+    return configure({**({"name": method} if isinstance(method, str) else method), **settings}, edits, finishes, seed)
 
 
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

@@ -15,8 +15,9 @@ import torch
 from clipfuse.checkpoints.hashes import compute_in_background
 from clipfuse.evaluate import Candidate, Record, Score
 from clipfuse.fusion.chain import Chain
-from clipfuse.fusion.merge import Sweep, merge
+from clipfuse.fusion.merge import merge
 from clipfuse.fusion.merged import Merged
+from clipfuse.fusion.sweep import Sweep
 from clipfuse.models.encoder import VisionEncoder
 from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
 from clipfuse.run.bench import Bench
@@ -103,9 +104,9 @@ def merge_choice(
     work: Mapping[str, Any] = WORK,
 ) -> Merged:
     """The merged model of a choice, written to `out` if that is given."""
-    if choice.sweep:
-        return choice.sweep.merged(choice.chain, out)
     chain = choice.chain
+    if choice.sweep and choice.value is not None:
+        return choice.sweep.merged(choice.value, out, chain.chosen_on)
     with stage(f"merge {chain.method.rule.name}", pool.weights.nbytes * chain.passes, "B") as told:
         return merge(pool, chain, out=out, progress=told, **work)
 

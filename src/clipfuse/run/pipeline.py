@@ -19,7 +19,8 @@ from clipfuse.evaluate.sweep import sweep_candidates
 from clipfuse.fusion.chain import Chain, configure
 from clipfuse.fusion.engine import check_chain
 from clipfuse.fusion.loading import load_plugins
-from clipfuse.fusion.merge import as_dtype, look_at, merge_device, sweep
+from clipfuse.fusion.merge import as_dtype, look_at, merge_device
+from clipfuse.fusion.sweep import sweep
 from clipfuse.models.encoder import known_base
 from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
 from clipfuse.report import Table, results_table

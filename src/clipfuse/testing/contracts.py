@@ -13,8 +13,9 @@ import torch
 
 from clipfuse.errors import ClipfuseError
 from clipfuse.fusion.add import add
-from clipfuse.fusion.merge import merge, sweep
+from clipfuse.fusion.merge import merge
 from clipfuse.fusion.sinks import TensorSink
+from clipfuse.fusion.sweep import sweep
 from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
 from clipfuse.pool.task_vector import TaskVector
 from clipfuse.testing.case import Case, check_finite, check_moves, check_near, check_same, fail
