@@ -1,4 +1,4 @@
-"""The entry point: ^C is taken care of before anything is imported."""
+"""The entry point: ^C and SIGTERM are taken care of before anything is imported."""
 
 import signal
 import sys
@@ -19,6 +19,7 @@ def start() -> None:
     """Run the command line."""
     if hasattr(signal, "setitimer"):
         signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGTERM, interrupt)  # what batch systems send first
         signal.signal(signal.SIGALRM, interrupt)
     try:
         from clipfuse.cli.main import main

@@ -320,14 +320,15 @@ def test_nan_is_named(tmp_path, capsys, pool_yaml):
     assert not list(tmp_path.glob(".out*"))
 
 
-def test_interrupt_leaves_nothing_and_status_130(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_leaves_nothing_and_status_130(tmp_path, number: signal.Signals):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "clipfuse", "run", "method=magmax", *TINY, "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".run.*")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.strip().splitlines() == ["clipfuse: interrupted; nothing was left half-written"]

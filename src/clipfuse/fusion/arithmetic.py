@@ -5,26 +5,10 @@ from torch import Tensor
 from clipfuse.config import Config, EmptyConfig
 from clipfuse.errors import ConfigError
 from clipfuse.fusion.blocks import Weights, total, weight_row, weighted_total
-from clipfuse.fusion.paper import Paper
+from clipfuse.fusion.paper import SOUPS, TASK_ARITHMETIC
 from clipfuse.fusion.registry import DeltaConfig, method
 from clipfuse.pool import Leaf, PoolView
 from clipfuse.shapes import Float
-
-SOUPS = Paper(
-    "Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing inference time",
-    "Wortsman, Mitchell and Ilharco, Gabriel and Gadre, Samir Yitzhak and others",
-    2022,
-    "2203.05482",
-    "ICML",
-)
-TASK_ARITHMETIC = Paper(
-    "Editing Models with Task Arithmetic",
-    "Ilharco, Gabriel and Ribeiro, Marco Tulio and Wortsman, Mitchell and Schmidt, Ludwig and Hajishirzi, Hannaneh"
-    " and Farhadi, Ali",
-    2023,
-    "2212.04089",
-    "ICLR",
-)
 
 
 @method(paper=SOUPS, grain="element", returns="weights")

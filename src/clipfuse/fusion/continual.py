@@ -7,33 +7,10 @@ from torch import Tensor
 
 from clipfuse.fusion.blocks import total
 from clipfuse.fusion.election import Election, hold_election, merge_elected
-from clipfuse.fusion.paper import Paper
+from clipfuse.fusion.paper import SOUPS, TASK_ARITHMETIC, TIES
 from clipfuse.fusion.registry import ContinualConfig, Norms, method
 from clipfuse.pool import Leaf, PoolView
 from clipfuse.shapes import Float
-
-SOUPS = Paper(
-    "Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing inference time",
-    "Wortsman, Mitchell and Ilharco, Gabriel and Gadre, Samir Yitzhak and others",
-    2022,
-    "2203.05482",
-    "ICML",
-)
-TASK_ARITHMETIC = Paper(
-    "Editing Models with Task Arithmetic",
-    "Ilharco, Gabriel and Ribeiro, Marco Tulio and Wortsman, Mitchell and Schmidt, Ludwig and Hajishirzi, Hannaneh"
-    " and Farhadi, Ali",
-    2023,
-    "2212.04089",
-    "ICLR",
-)
-TIES = Paper(
-    "TIES-Merging: Resolving Interference When Merging Models",
-    "Yadav, Prateek and Tam, Derek and Choshen, Leshem and Raffel, Colin and Bansal, Mohit",
-    2023,
-    "2306.01708",
-    "NeurIPS",
-)
 
 
 class ContinualAverage(ContinualConfig):

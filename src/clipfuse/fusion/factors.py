@@ -8,19 +8,10 @@ from torch import Tensor
 
 from clipfuse.config import Config
 from clipfuse.errors import ConfigError, unknown
-from clipfuse.fusion.paper import Paper
+from clipfuse.fusion.paper import TASK_ARITHMETIC
 from clipfuse.fusion.registry import edit
 from clipfuse.pool import Leaf, PoolView
 from clipfuse.shapes import Float
-
-NEGATION = Paper(
-    "Editing Models with Task Arithmetic",
-    "Ilharco, Gabriel and Ribeiro, Marco Tulio and Wortsman, Mitchell and Schmidt, Ludwig and Hajishirzi, Hannaneh"
-    " and Farhadi, Ali",
-    2023,
-    "2212.04089",
-    "ICLR",
-)
 
 
 class Factors(Config):
@@ -37,7 +28,7 @@ def factor_row(view: PoolView, cfg: Factors) -> list[float]:
     return [cfg.factors.get(task, 1.0) for task in view.tasks]
 
 
-@edit(paper=NEGATION, grain="element", prepare=factor_row)
+@edit(paper=TASK_ARITHMETIC, grain="element", prepare=factor_row)
 def factors(leaf: Leaf, cfg: Factors, row: list[float]) -> Float[Tensor, "task *shape"]:
     """Scale or negate single task vectors (Ilharco et al., 2023).
 

@@ -58,7 +58,7 @@ def model_stock(leaf: Leaf, cfg: ModelStock, ratios: dict[str, float]) -> Float[
 
     Deviations: the paper has one θ, that of equally long vectors at equal angles, and fine-tunes between merges; the
     published figures of the field merge once, with the mean of the pairs' angles (`angle=mean_cosine` takes the
-    angle of the mean cosine).
+    angle of the mean cosine). Where the denominator is at most 1e-6 the task vectors cancel, and r is 0.
 
     Source: section 4.2, equation 7.
     """

@@ -1,4 +1,4 @@
-"""Where rules were published."""
+"""Where rules were published, and the papers of more than one of them."""
 
 from dataclasses import dataclass
 
@@ -23,3 +23,27 @@ class Paper:
             fields |= {"eprint": self.arxiv, "archivePrefix": "arXiv"}
         lines = "".join(f"  {name} = {{{value}}},\n" for name, value in fields.items() if value)
         return f"@{'inproceedings' if self.venue else 'misc'}{{{key},\n{lines}}}"
+
+
+SOUPS = Paper(
+    "Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing inference time",
+    "Wortsman, Mitchell and Ilharco, Gabriel and Gadre, Samir Yitzhak and others",
+    2022,
+    "2203.05482",
+    "ICML",
+)
+TASK_ARITHMETIC = Paper(
+    "Editing Models with Task Arithmetic",
+    "Ilharco, Gabriel and Ribeiro, Marco Tulio and Wortsman, Mitchell and Schmidt, Ludwig and Hajishirzi, Hannaneh"
+    " and Farhadi, Ali",
+    2023,
+    "2212.04089",
+    "ICLR",
+)
+TIES = Paper(
+    "TIES-Merging: Resolving Interference When Merging Models",
+    "Yadav, Prateek and Tam, Derek and Choshen, Leshem and Raffel, Colin and Bansal, Mohit",
+    2023,
+    "2306.01708",
+    "NeurIPS",
+)

@@ -6,18 +6,10 @@ from pydantic import Field
 from torch import Tensor
 
 from clipfuse.fusion.election import Election, hold_election, merge_elected
-from clipfuse.fusion.paper import Paper
+from clipfuse.fusion.paper import TIES
 from clipfuse.fusion.registry import DeltaConfig, method
 from clipfuse.pool import Leaf, PoolView
 from clipfuse.shapes import Float
-
-TIES = Paper(
-    "TIES-Merging: Resolving Interference When Merging Models",
-    "Yadav, Prateek and Tam, Derek and Choshen, Leshem and Raffel, Colin and Bansal, Mohit",
-    2023,
-    "2306.01708",
-    "NeurIPS",
-)
 
 
 class Ties(DeltaConfig):
