@@ -235,7 +235,7 @@ def test_a_small_budget_holds_a_pair_not_the_pool(models: Models):
     """Memory does not grow with the number of experts."""
     many = models | {f"more{k}": models["signs"] for k in range(5)}
     largest = max(tensor.numel() for tensor in models["_pretrained_"].values())
-    memory = int(METHODS["opcm"].memory * 2 * largest * 4) + 1
+    memory = int(METHODS["opcm"].sizes(2) * largest * 4) + 1
     assert same(clipfuse.merge(many, "opcm", memory=memory).tensors, clipfuse.merge(many, "opcm").tensors)
     with pytest.raises(ConfigError, match="bytes are too few"):
         clipfuse.merge(many, "opcm", memory=memory // 2)

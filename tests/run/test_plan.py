@@ -83,11 +83,11 @@ def test_a_continual_method_reads_the_base_for_each_expert_and_writes_its_state(
 
 def test_memory_is_that_of_leaves_in_work(models):
     view = replace(look_at(pool_from_memory(models)), threads=2)
-    leaf = 4 * 3 * LARGEST
+    leaf = 4 * LARGEST
     assert peak_memory(configure("task_arithmetic"), view) == 2 * (4 * 3 + 4) * 4 * SLICE
-    assert peak_memory(configure("tsv_merging"), view) == 2 * METHODS["tsv_merging"].memory * leaf
-    assert peak_memory(configure("opcm"), view) == pytest.approx(2 * METHODS["opcm"].memory * leaf * 2 / 3)
-    one = int(METHODS["tsv_merging"].memory * leaf)
+    assert peak_memory(configure("tsv_merging"), view) == 2 * METHODS["tsv_merging"].sizes(3) * leaf
+    assert peak_memory(configure("opcm"), view) == pytest.approx(2 * METHODS["opcm"].sizes(2) * leaf)
+    one = int(METHODS["tsv_merging"].sizes(3) * leaf)
     assert peak_memory(configure("tsv_merging"), replace(view, memory=one + 5)) == one + 5
 
 

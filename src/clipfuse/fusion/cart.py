@@ -35,7 +35,7 @@ def work(shape: Shape, experts: int, cfg: Cart) -> float:
     return experts * flops(shape) if cfg.spread else 0.0
 
 
-@method(paper=CART, grain="matrix", affine_in="spread", work=work)
+@method(paper=CART, grain="matrix", affine_in="spread", memory=(1.5, 7.0), work=work)
 def cart(leaf: Leaf, cfg: Cart) -> Float[Tensor, "*shape"]:
     """Centred arithmetic with rank-reduced task vectors (Choi et al., 2024).
 

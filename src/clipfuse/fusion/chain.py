@@ -129,10 +129,13 @@ class Chain:
         """What tables call the swept setting."""
         return "λ" if self.swept == "scaling_factor" else self.swept
 
-    @property
-    def memory(self) -> float:
-        """Most memory that work on a leaf takes, in sizes of its float32 task vectors."""
-        return max(step.rule.memory for step in self.steps)
+    def at_once(self, experts: int) -> int:
+        """How many task vectors are in work at a time: a continual method has what is merged and the next one."""
+        return min(2, experts) if self.method.rule.continual else experts
+
+    def appetite(self, experts: int) -> float:
+        """Most memory that work on a leaf takes, in sizes of all its float32 task vectors."""
+        return max(step.rule.sizes(self.at_once(experts)) for step in self.steps) / experts
 
     def work(self, shapes: Iterable[Shape], experts: int) -> float:
         """FLOP of decompositions and the like, where rules know theirs; of both ends of an affine setting."""

@@ -47,7 +47,7 @@ class Della(Config):
         return self
 
 
-@edit(paper=DELLA, grain="leaf", memory=3.0)
+@edit(paper=DELLA, grain="leaf", memory=(3.0, 0.0))
 def della(leaf: Leaf, cfg: Della) -> Float[Tensor, "task *shape"]:
     """Drop by magnitude and rescale, MagPrune (Deep et al., 2024).
 

@@ -63,7 +63,7 @@ def work(shape: Shape, experts: int, cfg: DogeTa) -> float:
     return steps + (experts + 1) * side**2 * (2 * max(shape) + 9 * side)
 
 
-@method(paper=DOGE, grain="matrix", prepare=find_floors, passes=1, work=work)
+@method(paper=DOGE, grain="matrix", prepare=find_floors, passes=1, memory=(1.0, 12.0), work=work)
 def doge_ta(leaf: Leaf, cfg: DogeTa, floors: Float[Tensor, "task"]) -> Float[Tensor, "*shape"]:
     """Task arithmetic by adaptive projective gradient descent (Wei et al., 2025).
 

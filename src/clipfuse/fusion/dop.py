@@ -112,7 +112,7 @@ def work(shape: Shape, experts: int, cfg: Dop) -> float:
     return 4.0 * cfg.steps * rows * columns * sides * (experts - 1)
 
 
-@method(paper=DOP, grain="matrix", continual=True, memory=8.0, work=work)
+@method(paper=DOP, grain="matrix", continual=True, memory=(4.0, 10.0), work=work)
 def dop(leaf: Leaf, cfg: Dop) -> Float[Tensor, "*shape"]:
     """Dual orthogonal projections of each pair of merged so far and next (Yang et al., 2025).
 

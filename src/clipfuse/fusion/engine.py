@@ -64,8 +64,7 @@ def check_chain(chain: Chain, view: PoolView) -> None:
         raise PoolError(f"{what}: needs a base; the pool has no _pretrained_ model")
     if rule.models is not None and len(pool) != rule.models:
         raise PoolError(f"{rule.name}: takes {rule.models} experts; the pool has {len(pool)} ({', '.join(pool.tasks)})")
-    share = min(2 / len(pool), 1) if rule.continual else 1  # of the experts that are in work at a time
-    replace(view, appetite=chain.memory * share).check_memory(chain.grain)
+    replace(view, appetite=chain.appetite(len(pool))).check_memory(chain.grain)
     for step in chain.steps:
         if step.rule.prepare and not step.rule.passes:
             step.rule.prepare(view, step.cfg)
@@ -82,7 +81,9 @@ def prepare(chain: Chain, view: PoolView, before: Arrived | None = None) -> Prep
         log.warning("%s: is the only expert of the pool: there is nothing to merge it with", view.tasks[0])
     for task in view.pool.unmoved():
         log.warning("%s: equals the base: its task vector is zero", task)
-    raw = replace(view, seed=chain.seed, appetite=chain.memory, edits=(), grain="element")
+    raw = replace(
+        view, seed=chain.seed, appetite=chain.appetite(chain.at_once(len(view.pool))), edits=(), grain="element"
+    )
     if chain.method.rule.continual:
         return after_arrivals(chain, raw, arrive(chain, raw, before))
     view, states = behind(chain.edits, raw)
@@ -93,7 +94,8 @@ def prepare(chain: Chain, view: PoolView, before: Arrived | None = None) -> Prep
 
 def after_arrivals(chain: Chain, raw: PoolView, arrived: Arrived) -> Prepared:
     """A chain whose method has merged the experts: what is left reads the base and what is merged."""
-    appetite = max([4 / len(raw.tasks), *(step.rule.memory for step in chain.finishes)])
+    experts = len(raw.tasks)
+    appetite = max([4.0, *(step.rule.sizes(experts) for step in chain.finishes)]) / experts
     view = replace(raw, progress=None, appetite=appetite)
     return Prepared(chain, view, (*[None] * len(chain.edits), arrived, *finishing(chain, raw)))
 

@@ -33,7 +33,7 @@ def work_of_iso_c(shape: Shape, experts: int, cfg: IsoC) -> float:
     return flops(shape)
 
 
-@method(paper=ISO, grain="matrix", memory=2.5, work=work_of_iso_c)
+@method(paper=ISO, grain="matrix", memory=(1.5, 11.0), work=work_of_iso_c)
 def iso_c(leaf: Leaf, cfg: IsoC) -> Float[Tensor, "*shape"]:
     """Isotropic merging in the common subspace (Marczak et al., 2025).
 
@@ -73,7 +73,7 @@ def work_of_iso_cts(shape: Shape, experts: int, cfg: IsoCts) -> float:
     return 3 * flops(shape) + experts * (2 * rows * columns * left + flops((rows + columns - min(shape), left)))
 
 
-@method(paper=ISO, grain="matrix", memory=3.0, work=work_of_iso_cts)
+@method(paper=ISO, grain="matrix", memory=(1.0, 15.0), work=work_of_iso_cts)
 def iso_cts(leaf: Leaf, cfg: IsoCts) -> Float[Tensor, "*shape"]:
     """Isotropic merging in common and task-specific subspaces (Marczak et al., 2025).
 

@@ -53,7 +53,7 @@ def flops(shape: Shape, experts: int, cfg: Knots) -> float:
     return side**2 * max(rows, beside) + 10.0 * side**3 + 2.0 * rows * side * turned
 
 
-@method(paper=KNOTS, grain="matrix", memory=7.0, work=flops)
+@method(paper=KNOTS, grain="matrix", memory=(7.0, 0.0), work=flops)
 def knots(view: PoolView, cfg: Knots, run: Any) -> Iterator[tuple[str, Tensor]]:
     """Merging in a basis that the experts share (Stoica et al., 2025).
 

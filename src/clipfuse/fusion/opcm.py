@@ -45,7 +45,7 @@ def true_rank(s: Float[Tensor, "rank"], length: int) -> int:
     return rank if len(s) - rank > max(1, len(s) // 256) else int((s > 0).sum())
 
 
-@method(paper=OPCM, grain="matrix", continual=True, rescale=to_mean_norm, memory=8.0, work=work)
+@method(paper=OPCM, grain="matrix", continual=True, rescale=to_mean_norm, memory=(4.0, 8.0), work=work)
 def opcm(leaf: Leaf, cfg: Opcm) -> Float[Tensor, "*shape"]:
     """Orthogonal-projection continual merging (Tang et al., 2025).
 

@@ -16,6 +16,7 @@ Kind = Literal["method", "edit", "finish"]
 Uses = Literal["train_images", "train_labels", "val_images", "val_labels", "test_images"]
 Returns = Literal["delta", "weights"]
 Shape = tuple[int, ...]
+Memory = tuple[float, float]
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -82,12 +83,16 @@ class Rule:
     """One global factor, applied after all leaves: Δ = factor · S."""
     sees_experts: bool = True
     """Whether a finish looks at the experts' task vectors; `add` has only those of the expert that it adds."""
-    memory: float = 4.0
-    """Most memory that work on a leaf takes, in sizes of its task vectors (task, *shape) as float32."""
+    memory: Memory = (4.0, 0.0)
+    """Most memory that work on a leaf takes, in sizes of one float32 task vector: for each expert, and besides."""
     work: Callable[[Shape, int, Any], float] | None = None
     """`(shape, experts, cfg) → FLOP` for one parameter, of a rule whose cost is not that of reading."""
     origin: Origin | None = None
     """Where a plug-in's rule is from; None for clipfuse's own."""
+
+    def sizes(self, experts: int) -> float:
+        """Most memory that work on a leaf of so many experts takes, in sizes of one float32 task vector."""
+        return self.memory[0] * experts + self.memory[1]
 
     @property
     def streams(self) -> bool:
@@ -156,7 +161,7 @@ def method(
     affine_in: str | None = None,
     continual: bool = False,
     rescale: Callable[[Norms], float] | None = None,
-    memory: float = 4.0,
+    memory: Memory = (4.0, 0.0),
     work: Callable[[Shape, int, Any], float] | None = None,
 ) -> Decorator:
     """Register a method under its function's name.
@@ -177,7 +182,7 @@ def edit(
     grain: Grain,
     prepare: Callable[..., Any] | None = None,
     passes: int = 0,
-    memory: float = 4.0,
+    memory: Memory = (4.0, 0.0),
     work: Callable[[Shape, int, Any], float] | None = None,
 ) -> Decorator:
     """Register `(leaf, cfg[, state]) → Tensor (task, *shape)` under its own name: edited task vectors."""
@@ -191,7 +196,7 @@ def finish(
     prepare: Callable[..., Any] | None = None,
     passes: int = 0,
     sees_experts: bool = True,
-    memory: float = 4.0,
+    memory: Memory = (4.0, 0.0),
     work: Callable[[Shape, int, Any], float] | None = None,
 ) -> Decorator:
     """Register `(leaf, delta, cfg[, state]) → Tensor (*shape)` under its own name: a finished merged task vector.

@@ -36,7 +36,7 @@ def work(shape: Shape, experts: int, cfg: Svc) -> float:
     return flops(shape) + 2.0 * (experts + 1) * math.prod(shape) * min(shape) if len(shape) == 2 else 0.0
 
 
-@finish(paper=SVC, grain="matrix", work=work)
+@finish(paper=SVC, grain="matrix", memory=(1.0, 11.0), work=work)
 def svc(leaf: Leaf, delta: Float[Tensor, "*shape"], cfg: Svc) -> Float[Tensor, "*shape"]:
     """Calibrate the singular values of the merged task vector (Li et al., 2026).
 

@@ -63,7 +63,7 @@ def work(shape: Shape, experts: int, cfg: Truncate) -> float:
     return experts * flops(shape)
 
 
-@edit(paper=ECKART_YOUNG, grain="matrix", prepare=to_tell, work=work)
+@edit(paper=ECKART_YOUNG, grain="matrix", prepare=to_tell, memory=(2.0, 5.0), work=work)
 def truncate(leaf: Leaf, cfg: Truncate, untold: list[str]) -> Float[Tensor, "task *shape"]:
     """Best approximation of a lower rank, matrix by matrix (Eckart and Young, 1936).
 

@@ -29,7 +29,7 @@ def work(shape: Shape, experts: int, cfg: TsvMerging) -> float:
     return (experts + 2) * flops(shape)
 
 
-@method(paper=TSV, grain="matrix", memory=3.0, work=work)
+@method(paper=TSV, grain="matrix", memory=(1.0, 14.0), work=work)
 def tsv_merging(leaf: Leaf, cfg: TsvMerging) -> Float[Tensor, "*shape"]:
     """Task singular vectors without interference (Gargiulo et al., 2025).
 

@@ -53,7 +53,7 @@ def work(shape: Shape, experts: int, cfg: Wudi) -> float:
     return 2 * (2 * grams + (2 * solves if cfg.solver == "closed" else cfg.steps * rows * columns**2))
 
 
-@method(paper=WUDI, grain="matrix", work=work)
+@method(paper=WUDI, grain="matrix", memory=(1.5, 17.0), work=work)
 def wudi(leaf: Leaf, cfg: Wudi) -> Float[Tensor, "*shape"]:
     """Data-free merging by the input subspaces that task vectors tell of (Cheng et al., 2025).
 

@@ -92,9 +92,9 @@ def make_plan(tree: Mapping[str, Any]) -> Plan:
 
 def peak_memory(chain: Chain, view: PoolView) -> int:
     """Bytes: leaves that are worked on at once or what a look at the whole pool holds, and what a sweep keeps."""
-    members = min(2, len(view.tasks)) if chain.method.rule.continual else len(view.tasks)
+    members = chain.at_once(len(view.tasks))
     size = sum(spec.numel for spec in view.specs.values())
-    view = replace(view, appetite=chain.memory * members / len(view.tasks))
+    view = replace(view, appetite=chain.appetite(len(view.tasks)))
     needs = [
         view.need((stop or view.specs[name].numel) - start, chain.grain)
         for name, start, stop in slices(view.specs, chain.grain, view.slice)
