@@ -87,15 +87,17 @@ class Search:
     """Numbers below the window."""
     within: int = 0
     """Numbers in the window."""
-    inside: list[Numbers] = field(default_factory=list)
-    """The numbers in the window; none if it is one number wide, or if they are more than `room`."""
+    inside: Numbers = field(default_factory=lambda: np.empty(0, np.float32))
+    """Room for the numbers in the window, the first `held` of them there; memory that is not written to costs none."""
+    held: int = 0
+    """None are held of a window that is one number wide, or where they are more than fit."""
     room: int = 0
     answer: np.float32 | None = None
 
     def aim(self, sample: Numbers, size: int) -> None:
         """Choose the next window by a sorted sample of the row, of `size` numbers."""
         left, self.room = self.upto - self.under, max(int(LIMIT * size), 1024)
-        self.tries, self.below, self.within, self.inside = self.tries + 1, 0, 0, []
+        self.tries, self.below, self.within, self.held = self.tries + 1, 0, 0, 0
         sample = sample[between(sample, self.ends)]
         if left <= self.room:
             self.window = self.ends
@@ -124,10 +126,11 @@ class Search:
 
     def add(self, below: int, within: int, inside: Numbers | None) -> None:
         self.below, self.within = self.below + below, self.within + within
-        if self.within > self.room:
-            self.inside = []
-        elif inside is not None:
-            self.inside.append(inside)
+        if self.within <= self.room and inside is not None:
+            if not len(self.inside):
+                self.inside = np.empty(self.room, np.float32)
+            self.inside[self.held : self.held + len(inside)] = inside
+            self.held += len(inside)
 
     def settle(self) -> None:
         """After a pass: the answer, or narrower ends."""
@@ -143,9 +146,9 @@ class Search:
         elif self.within > self.room:
             self.ends, self.under, self.upto = self.window, self.below, self.below + self.within
         else:
-            numbers, place = np.concatenate(self.inside), self.rank - self.below - 1
+            numbers, place = self.inside[: self.held], self.rank - self.below - 1
             numbers.partition(place)
-            self.answer, self.inside = numbers[place], []
+            self.answer, self.inside = numbers[place], np.empty(0, np.float32)
 
 
 def between(numbers: Numbers, ends: Ends) -> slice:
