@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from random_models import SMALL, vision_model
+from random_models import SMALL, random_models, vision_model
 
 import clipfuse
 import clipfuse.fusion  # registers the rules
 from clipfuse.fusion.registry import METHODS, TABLES, Rule
 from clipfuse.pool import ModelPool
 from clipfuse.testing import check_contract, contracts_of
-from clipfuse.testing.case import Case
+from clipfuse.testing.case import Case, check_moves
 
 RULES = [rule for table in TABLES.values() for rule in table.values()]
 PROMISES = [(rule, name) for rule in RULES for name in contracts_of(rule)]
@@ -18,6 +18,13 @@ PROMISES = [(rule, name) for rule in RULES for name in contracts_of(rule)]
 @pytest.mark.parametrize(("rule", "name"), PROMISES, ids=[f"{rule.name}-{name}" for rule, name in PROMISES])
 def test_rule_keeps(rule: Rule, name: str):
     check_contract(rule, name)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_rule_on_cuda_gives_what_it_gives_on_the_cpu(rule: Rule):
+    case, models = Case.of(rule, {}), random_models(0.3)
+    check_moves(case.merged(models, device="cuda"), case.merged(models), models["_pretrained_"])
 
 
 def test_every_table_is_covered():
