@@ -234,6 +234,7 @@ BAD = {
     "unknown edit": (["run", "method=magmax", "edits=[dar]", *TINY], "did you mean 'dare'"),
     "wrong type": (["run", "method=ties_merging", "method.keep=much", *TINY], "method.keep"),
     "per cent": (["run", "method=ties_merging", "method.keep=1.5", *TINY], "less than or equal to 1"),
+    "edit as a method": (["merge", "method=truncate", POOL, "--out", "never"], "taken as edits=[truncate]"),
     "finishes of a number": (["run", "method=magmax", "finishes=5", *TINY], "finishes"),
     "seed of a merge": (["merge", "method=magmax", POOL, "seed=hello", "--out", "never"], "seed"),
     "edits of a list": (["run", "method=magmax", "edits=dare", *TINY], "takes a list"),
@@ -318,6 +319,15 @@ def test_nan_is_named(tmp_path, capsys, pool_yaml):
     assert "signs: encoder.layers.1.mlp.fc2.weight: holds NaN or Inf" in err
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out*"))
+
+
+def test_factors_are_kept_from_a_run_for_a_merge(tmp_path, capsys, monkeypatch):
+    words = ("method=tsv_merging", "--keep-factors", "--out")
+    monkeypatch.setattr("clipfuse.cache.cache_folder", lambda name: tmp_path / name)
+    status, _, err = clipfuse_command(capsys, "merge", POOL, *words, tmp_path / "first")
+    assert (status, "0 from the cache" in err) == (0, True)
+    status, _, err = clipfuse_command(capsys, "run", *TINY, "--limit", 8, *words, tmp_path / "second")
+    assert (status, "decompositions: 0 made" in err) == (0, True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -8,13 +8,13 @@ from clipfuse.cli.options import Given, Json, Words, bar, factors_kept, need, op
 )
 def command(given: Given, words: Words = None, as_json: Json = False) -> None:
     """Merge, evaluate and report into one folder: method= modelpool= taskpool=, then key=value."""
-    tree = tree_of(words, given)
-    need(tree, "method", "task_arithmetic")
-    need(tree, "modelpool", "clip-vit-base-patch32_TA8")
-    need(tree, "taskpool", "TA8")
-    from clipfuse.run.pipeline import run
-
     with factors_kept(given):
+        tree = tree_of(words, given)
+        need(tree, "method", "task_arithmetic")
+        need(tree, "modelpool", "clip-vit-base-patch32_TA8")
+        need(tree, "taskpool", "TA8")
+        from clipfuse.run.pipeline import run
+
         result = run(tree, bar)
     if as_json:
         print_json([record.model_dump(mode="json") for record in result.records])
