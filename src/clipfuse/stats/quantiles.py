@@ -16,7 +16,9 @@ from clipfuse.shapes import Float
 SAMPLE = 1 << 18
 """Entries of a row in a sample, about."""
 MARGIN = 0.01
-"""Share of entries on either side of a guess that its window takes in."""
+"""Share of entries on either side of a guess that its window takes in, or less where that is too much to hold."""
+WINDOWS = 128 << 20
+"""Bytes that all windows of a pass may hold, about."""
 LIMIT = 0.05
 """Share of entries that a window may hold: of more, none are collected."""
 PATIENCE = 3
@@ -53,14 +55,15 @@ def order_statistics(view: PoolView, rows: Rows, ranks: Sequence[int]) -> Float[
     counts what lies below that window and collects the few per cent inside; put in order, they hold the answer. Where
     a guess was wrong, the counts tell on which side the answer lies, numbers from everywhere are a better sample, and
     another pass follows. One sampling pass and mostly one full pass; 4 bytes a number in a window, which holds 2 % of
-    the model for each answer.
+    the model for each answer, but all of them not much more than 128 MiB.
     """
     size = entries(view)
     searches = [Search(row, rank, size) for rank in ranks for row in range(len(view.tasks))]
+    margin = min(MARGIN, WINDOWS / max(1, 8 * size * len(searches)))
     left, sample = searches, beginnings(view, rows)
     while left:
         for search in left:
-            search.aim(sample[search.row], size)
+            search.aim(sample[search.row], size, margin)
         look(view, rows, left)
         left = [search for search in left if search.answer is None]
         sample = scattered(view, rows) if left else sample
@@ -94,8 +97,8 @@ class Search:
     room: int = 0
     answer: np.float32 | None = None
 
-    def aim(self, sample: Numbers, size: int) -> None:
-        """Choose the next window by a sorted sample of the row, of `size` numbers."""
+    def aim(self, sample: Numbers, size: int, margin: float) -> None:
+        """Choose the next window by a sorted sample of a row of `size` numbers, so far on either side of a guess."""
         left, self.room = self.upto - self.under, max(int(LIMIT * size), 1024)
         self.tries, self.below, self.within, self.held = self.tries + 1, 0, 0, 0
         sample = sample[between(sample, self.ends)]
@@ -106,7 +109,7 @@ class Search:
             self.window = middle, middle
         else:
             guess, share = (self.rank - self.under) / left, size / left
-            low, high = (int((guess + step * share) * len(sample)) for step in (-MARGIN, MARGIN))
+            low, high = (int((guess + step * share) * len(sample)) for step in (-margin, margin))
             start = sample[low] if low > 0 else self.ends[0]
             stop = sample[high + 1] if high + 1 < len(sample) else self.ends[1]
             found = between(sample, (start, stop))
