@@ -234,7 +234,11 @@ BAD = {
     "unknown edit": (["run", "method=magmax", "edits=[dar]", *TINY], "did you mean 'dare'"),
     "wrong type": (["run", "method=ties_merging", "method.keep=much", *TINY], "method.keep"),
     "per cent": (["run", "method=ties_merging", "method.keep=1.5", *TINY], "less than or equal to 1"),
-    "edit as a method": (["merge", "method=truncate", POOL, "--out", "never"], "taken as edits=[truncate]"),
+    "one setting twice": (
+        ["merge", "method=ties_merging", "method.keep=0.3", "method.threshold=20", POOL, "--out", "never"],
+        "threshold and keep are one setting",
+    ),
+    "edit as a method": (["merge", "method=truncate", POOL, "--out", "never"], "write edits=[truncate]"),
     "finishes of a number": (["run", "method=magmax", "finishes=5", *TINY], "finishes"),
     "seed of a merge": (["merge", "method=magmax", POOL, "seed=hello", "--out", "never"], "seed"),
     "edits of a list": (["run", "method=magmax", "edits=dare", *TINY], "takes a list"),

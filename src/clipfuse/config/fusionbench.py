@@ -5,6 +5,8 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
+from clipfuse.errors import ConfigError
+
 Tree = dict[str, Any]
 
 
@@ -27,7 +29,10 @@ METHODS: dict[str, str] = {
     "clip_simple_average": "simple_average",
     "clip_weighted_average": "weighted_average",
     "ties_merging_clip": "ties_merging",
+    "linear/weighted_average": "weighted_average",
     "magmax_merging": "magmax",
+    "magmax/magmax": "magmax",
+    "DOGE_TA/DOGE_TA": "doge_ta",
     "task_singular_vector/TaskSingularVectorMerging": "tsv_merging",
     "isotropic_merging/iso_c": "iso_c",
     "isotropic_merging/iso_cts": "iso_cts",
@@ -172,6 +177,8 @@ def translate_method(tree: Tree, notes: list[str]) -> Tree:
         for (owner, theirs), (ours, convert) in SETTINGS.items():
             if part.get("name") == owner and theirs in part:
                 found = part.pop(theirs)
+                if ours in part:
+                    raise ConfigError(f"{where}: {theirs} and {ours} are one setting; give one of them")
                 part[ours] = convert(found)
                 notes.append(f"{where}.{theirs}={found} is read as {ours}={part[ours]}")
     return {**tree, "method": method}

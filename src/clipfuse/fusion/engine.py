@@ -77,7 +77,7 @@ def prepare(chain: Chain, view: PoolView, before: Arrived | None = None) -> Prep
     merges here, and goes on from `before` if that is given. Raises as `check_chain`.
     """
     check_chain(chain, view)
-    if len(view.pool) == 1:
+    if len(view.pool) == 1 and before is None:
         log.warning("%s: is the only expert of the pool: there is nothing to merge it with", view.tasks[0])
     for task in view.pool.unmoved():
         log.warning("%s: equals the base: its task vector is zero", task)

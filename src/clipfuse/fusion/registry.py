@@ -231,5 +231,5 @@ def find_in(tables: Collection[dict[str, Rule]], what: str, name: str) -> Rule:
     for kind, table in TABLES.items():
         if name in table:
             place = {"method": f"method={name}", "edit": f"edits=[{name}]", "finish": f"finishes=[{name}]"}[kind]
-            raise ConfigError(f"{name!r} is no {what}: it is taken as {place}")
+            raise ConfigError(f"{name!r} is no {what}: write {place}")
     raise ConfigError(unknown(what, str(name), {known for table in tables for known in table}))

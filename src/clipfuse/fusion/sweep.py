@@ -18,7 +18,7 @@ from clipfuse.fusion.sinks import Sink, TensorSink
 from clipfuse.pool.view import Progress
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # thousands of numbers otherwise
 class Sweep:
     """A merge up to λ (or another setting): a value then costs θ0 + λΔ, and has the bits of a merge with that value."""
 
@@ -41,7 +41,7 @@ class Sweep:
         run_scaled(chosen, self.parts, sink, self.specs)
 
     def merged(self, value: float, out: str | Path | None = None, chosen_on: tuple[Uses, ...] = ()) -> Merged:
-        """The merge with one value, in memory or in a new folder; `chosen_on` is the data that its choice has seen."""
+        """The merge with one value (any), in memory or in a new folder; `chosen_on`: data that its choice has seen."""
 
         def fill(sink: Sink) -> Mapping[str, int]:
             self.write(value, sink)

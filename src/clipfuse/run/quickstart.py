@@ -15,10 +15,10 @@ from clipfuse.run.pipeline import choose
 from clipfuse.run.progress import Stage, silent
 from clipfuse.tasks import TaskPoolConfig
 
-LAMBDAS = [0.2, 0.3, 0.4, 0.6]
+LAMBDAS = [0.2, 0.3, 0.45]
 """Values of λ that the val split chooses from."""
 
-TSV_LAMBDAS = [0.8, 1.0, 1.25, 1.5]
+TSV_LAMBDAS = [1.0, 1.25, 1.5]
 """The same for TSV-M, whose sum of truncated task vectors is shorter."""
 
 BATCH = 32
@@ -29,7 +29,6 @@ SHOWN: list[tuple[dict[str, Any], list[str], list[dict[str, Any]]]] = [
     ({"name": "task_arithmetic", "scaling_factor": LAMBDAS}, [], []),
     ({"name": "task_arithmetic", "scaling_factor": LAMBDAS}, [], [{"name": "lines", "alpha": 0.5, "beta": 1.0}]),
     ({"name": "ties_merging", "scaling_factor": LAMBDAS}, [], []),
-    ({"name": "magmax", "scaling_factor": LAMBDAS}, [], []),
     ({"name": "ties_merging", "scaling_factor": LAMBDAS}, ["dare"], []),
     ({"name": "tsv_merging", "scaling_factor": TSV_LAMBDAS}, [], []),
 ]
