@@ -1,8 +1,10 @@
 """The offline suite: its pictures are always the same, its splits share nothing, its files say what is there."""
 
 import ast
+import fcntl
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -39,7 +41,12 @@ NAMES = [task.name for task in SUITE]
 
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return materialise(tmp_path_factory.mktemp("cache"))
+    """Drawn anew, once for all workers of a run: the others wait."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    with (shared / "suite.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return materialise(shared / "suite")
 
 
 def files(folder: Path) -> dict[str, bytes]:
