@@ -17,7 +17,7 @@ from clipfuse.checkpoints.safetensors_file import TensorSpec
 from clipfuse.errors import ConfigError, OutputError, PoolError
 from clipfuse.fusion import registry
 from clipfuse.fusion.chain import configure
-from clipfuse.fusion.merge import as_bytes, look_at
+from clipfuse.fusion.merge import look_at
 from clipfuse.fusion.paper import Paper
 from clipfuse.fusion.registry import DeltaConfig, method
 from clipfuse.fusion.sinks import TensorSink, scratch, scratch_file
@@ -228,19 +228,6 @@ def test_too_small_a_budget_is_told_before_weights_are_read(models: Models):
         ConfigError, match=r"memory: 1,000,000 bytes are too few; encoder.layers.0.mlp.fc1.weight of 2 exp"
     ):
         clipfuse.merge(models, "slerp", memory="1MB")
-
-
-@pytest.mark.parametrize(
-    ("told", "want"), [("2GB", 2 * 10**9), ("500 MB", 5 * 10**8), (7, 7), ("1.5k", 1500), (None, None)]
-)
-def test_sizes(told, want):
-    assert as_bytes(told) == want
-
-
-@pytest.mark.parametrize("told", ["", "much", "0", -1, 0, "1PB"])
-def test_wrong_sizes(told):
-    with pytest.raises(ConfigError, match="memory: takes bytes"):
-        as_bytes(told)
 
 
 def test_a_device_that_is_not_there(models: Models):

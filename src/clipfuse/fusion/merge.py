@@ -1,7 +1,6 @@
 """`merge`: a pool and a method in, a `Merged` out."""
 
 import logging
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from clipfuse.fusion.sinks import Sink, TensorSink
 from clipfuse.pool import HuggingFaceClipVisionPool, ModelPool, PoolView, pool_from_memory
 from clipfuse.pool.task_vector import TaskVector
 from clipfuse.pool.view import Progress
+from clipfuse.sizes import as_bytes
 from clipfuse.version import __version__
 
 Models = str | Path | HuggingFaceClipVisionPool | ModelPool | Mapping[str, nn.Module | Mapping[str, Any] | TaskVector]
@@ -136,16 +136,6 @@ def look_at(
 def merge_device(name: str) -> str:
     """Where a run whose forward passes are on a device merges: there if it is named and can, else on the CPU."""
     return "cpu" if name in ("auto", "mps") else name
-
-
-def as_bytes(memory: int | str | None) -> int | None:
-    """`"2GB"`, `"500 MB"` or a number of bytes. Raises ConfigError."""
-    if memory is None or (isinstance(memory, int) and memory > 0):
-        return memory
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMGT]?)B?\s*", str(memory))
-    if not found or not float(found[1]):
-        raise ConfigError(f"memory: takes bytes, as in 2GB or 500MB (found {memory!r})")
-    return int(float(found[1]) * 1000 ** " kMGT".index(found[2] or " "))
 
 
 def open_pool(models: Models, out: str | Path | None = None, overwrite: bool = False) -> ModelPool:
