@@ -1,6 +1,7 @@
 """Records → tables and files."""
 
 from clipfuse.report.fusionbench import program_report
-from clipfuse.report.table import Table, results_table
+from clipfuse.report.results import results_table, results_tables
+from clipfuse.report.table import Table
 
-__all__ = ["Table", "program_report", "results_table"]
+__all__ = ["Table", "program_report", "results_table", "results_tables"]

@@ -1,11 +1,11 @@
-"""One table of results, for the terminal and for Markdown."""
+"""A table of texts, for the terminal, Markdown, CSV and LaTeX."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from clipfuse.evaluate.record import Record
+from clipfuse.report.formats import DASH, csv_text, latex_text
+from clipfuse.report.published import column_title
 
-DASH = "–"
+__all__ = ["DASH", "Table"]
 
 
 @dataclass(frozen=True)
@@ -14,13 +14,29 @@ class Table:
 
     header: list[str]
     rows: list[list[str]]
-    notes: list[str]
+    notes: list[str] = field(default_factory=list)
+    published: list[list[str]] = field(default_factory=list)
+    """Rows that others published."""
+    title: str = ""
+    ranked: tuple[int, ...] | None = None
+    """Numbers of the rows among which the best of a column is bold in LaTeX; None is all."""
 
     def markdown(self) -> str:
-        """GitHub's table, right-aligned but for the first column."""
+        """GitHub's table, right-aligned but for the first column; published rows in italics."""
         rule = [":--", *["--:"] * (len(self.header) - 1)]
-        lines = ["| " + " | ".join(cells) + " |" for cells in (self.header, rule, *self.rows)]
-        return "\n".join([*lines, "", *self.notes, ""])
+        quoted = [[f"*{cell}*" if cell else "" for cell in row] for row in self.published]
+        lines = ["| " + " | ".join(cells) + " |" for cells in (self.header, rule, *self.rows, *quoted)]
+        title = [f"**{self.title}**", ""] if self.title else []
+        return "\n".join([*title, *lines, "", *self.notes, ""])
+
+    def csv(self) -> str:
+        """As RFC 4180 has it, published rows below."""
+        return csv_text(self.header, [*self.rows, *self.published])
+
+    def latex(self) -> str:
+        """A booktabs table with the field's titles of tasks, the best of each column bold."""
+        header = [column_title(name) for name in self.header]
+        return latex_text(header, self.rows, self.title, published=self.published, bold=self.ranked)
 
     def print(self) -> None:
         """To the terminal."""
@@ -33,64 +49,15 @@ class Table:
             table.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
         for row in self.rows:
             table.add_row(*row)
-        columns = zip(heads, *self.rows, strict=True)
+        for row in self.published:
+            table.add_row(*row, style="italic dim")
+        columns = zip(heads, *self.rows, *self.published, strict=True)
         needed = sum(max(len(line) for cell in column for line in cell.split("\n")) + 2 for column in columns)
         console = Console(highlight=False)
         if console.width < needed:
             console = Console(width=needed, highlight=False)
+        if self.title:
+            console.print(f"\n{self.title}", style="bold")
         console.print(table)
         for note in self.notes:
             console.print(note, style="dim", soft_wrap=True)
-
-
-def results_table(records: Sequence[Record], remarks: Sequence[str] = ()) -> Table:
-    """Accuracy in per cent, models × tasks, with the mean, its 95 % half-width, the normalised mean, and data seen."""
-    tasks = list(dict.fromkeys(record.task for record in records))
-    models = list(dict.fromkeys(record.model for record in records))
-    cells = {(record.model, record.task): record for record in records}
-    header = ["model", *tasks, "average", "±", "norm.", "data seen"]
-    rows = []
-    for model in models:
-        found = [cells.get((model, task)) for task in tasks]
-        mine = [record for record in found if record]
-        whole = len(mine) == len(tasks)
-        shares = [record.normalised for record in mine if record.normalised is not None]
-        rows.append(
-            [
-                model,
-                *[f"{100 * record.accuracy:.1f}" if record else DASH for record in found],
-                f"{100 * average(mine):.1f}" if whole else DASH,
-                f"{100 * half_width(mine):.1f}" if whole else DASH,
-                f"{100 * sum(shares) / len(shares):.1f}" if whole and len(shares) == len(tasks) else DASH,
-                ", ".join(mine[0].uses) or "none" if mine[0].role == "merged" else "",
-            ]
-        )
-    return Table(header, rows, [*notes(records), *remarks])
-
-
-def average(records: Sequence[Record]) -> float:
-    """Mean of the tasks' accuracies."""
-    return sum(record.accuracy for record in records) / len(records)
-
-
-def half_width(records: Sequence[Record]) -> float:
-    """Half of the 95 % interval of the mean, from the tasks' Wilson intervals (images are independent)."""
-    return sum(((r.interval[1] - r.interval[0]) / 2) ** 2 for r in records) ** 0.5 / len(records)
-
-
-def notes(records: Sequence[Record]) -> list[str]:
-    """What a reader must know: which images, how many, and what the tiny suite is."""
-    splits = sorted({record.split for record in records})
-    sizes = ", ".join(dict.fromkeys(f"{record.task} {record.n}" for record in records))
-    found = [
-        f"Top-1 accuracy in per cent on {', '.join(splits)} images ({sizes}); ± is half of the average's 95 % interval."
-    ]
-    if any(record.normalised is not None for record in records):
-        found.append("norm.: mean over tasks of accuracy ÷ that of the task's own expert, in per cent.")
-    if any(record.limit is not None for record in records):
-        found.append("With --limit only a seeded choice of the images is scored.")
-    if any(record.task.startswith("tiny-") for record in records):
-        found.append(
-            "Tiny suite: a small CLIP on small generated tasks; its figures say nothing about real CLIP models."
-        )
-    return found

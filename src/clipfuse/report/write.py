@@ -4,23 +4,25 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipfuse.checkpoints.writer import new_folder, write_text
+from clipfuse.checkpoints.writer import write_text
 from clipfuse.evaluate.record import Record, write_records
 from clipfuse.report.fusionbench import program_report
-from clipfuse.report.table import Table, results_table
+from clipfuse.report.table import Table
 
 
-def write_report(folder: Path, table: Table, records: Sequence[Record], subjects: Sequence[str]) -> None:
-    """`records.jsonl`, `report.md`, and `report.json` of the models `subjects` (one: an object, more: a list)."""
+def write_report(folder: Path, tables: Sequence[Table], records: Sequence[Record], subjects: Sequence[str]) -> None:
+    """`records.jsonl`, `report.md`, the accuracies as `report.csv` and `report.tex`, and `report.json`.
+
+    Args:
+        folder: Where they go.
+        tables: The accuracies, then others.
+        records: All of them.
+        subjects: Models of `report.json`; one gives an object, more a list.
+    """
     write_records(folder / "records.jsonl", records)
-    write_text(folder / "report.md", table.markdown())
-    reports = [program_report([r for r in records if r.model == subject]) for subject in subjects]
+    write_text(folder / "report.md", "\n".join(table.markdown() for table in tables))
+    write_text(folder / "report.csv", tables[0].csv())
+    write_text(folder / "report.tex", tables[0].latex())
+    clean = [record for record in records if not record.corruption] or list(records)
+    reports = [program_report([r for r in clean if r.model == subject]) for subject in subjects]
     write_text(folder / "report.json", json.dumps(reports[0] if len(reports) == 1 else reports, indent=2) + "\n")
-
-
-def write_results(folder: Path, records: Sequence[Record], overwrite: bool = False) -> None:
-    """A new folder with the reports of all models that were evaluated. Raises OutputError."""
-    with new_folder(folder, overwrite) as temporary:
-        write_report(
-            temporary, results_table(records), records, list(dict.fromkeys(record.model for record in records))
-        )
