@@ -1,16 +1,20 @@
 """A stand-in for the Hugging Face hub on this machine: serves folders to the real clients, records what they ask for.
 
 `root/models/<org>/<name>/…` and `root/datasets/<org>/<name>/…` are repositories with one branch, `main`, and one
-commit. Large files have sha256 etags as on the hub, small ones git's. Clients read HF_ENDPOINT when they are imported:
+commit; when files change it is another one, and the old one is gone. Large files have sha256 etags as on the hub, small ones git's. Clients read HF_ENDPOINT when they are imported:
 run them in a process of their own, with `environ`.
 """
 
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,27 +30,54 @@ RESOLVE = re.compile(rf"/((?P<kind>datasets)/)?{REPO}/resolve/(?P<revision>[^/]+
 
 @dataclass
 class Answer:
-    """What goes back to a client; `cut` bytes of the body are sent before the connection closes, all if None."""
+    """What goes back to a client; `cut` bytes of the body are sent before the connection closes, all if None.
+
+    It begins after `delay` seconds, and comes in eight pieces with `trickle` seconds between them.
+    """
 
     status: int
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     cut: int | None = None
+    delay: float = 0
+    trickle: float = 0
 
 
 @dataclass
 class Fault:
-    """The next `times` GETs of a path that ends so fail with `status` and `code`, or break off after `cut` bytes."""
+    """What the next `times` GETs of a path that ends so get.
+
+    A refusal with `status`, `code` and `retry_after` seconds; a body that breaks off after `cut` bytes, that is
+    `short` of bytes without saying so, that is `wrong` in one byte; or the right one, slowly.
+    """
 
     ending: str
     status: int | None = None
     code: str | None = None
+    retry_after: int | None = None
     cut: int | None = None
+    short: int = 0
+    wrong: bool = False
+    delay: float = 0
+    trickle: float = 0
     times: int = 1
+
+    def apply(self, answer: Answer) -> Answer:
+        """The answer with this fault."""
+        if self.status:
+            answer = refusal(self.status, self.code)
+            if self.retry_after is not None:
+                answer.headers["Retry-After"] = str(self.retry_after)
+        body = answer.body[: len(answer.body) - self.short]
+        if self.wrong:
+            middle = len(body) // 2
+            body = body[:middle] + bytes([body[middle] ^ 0xFF]) + body[middle + 1 :]
+        return replace(answer, body=body, cut=self.cut, delay=self.delay, trickle=self.trickle)
 
 
 class StandInHub(ThreadingHTTPServer):
-    """The server; `requests` are the (method, path) that came in, `faults` what is to go wrong."""
+    """The server; `requests` are the (method, path) that came in, `faults` what is to go wrong, `tags` other names of
+    every repository's commit."""
 
     def __init__(self, root: Path):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -54,6 +85,7 @@ class StandInHub(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.requests: list[tuple[str, str]] = []
         self.faults: list[Fault] = []
+        self.tags: set[str] = set()
 
     def environ(self, home: Path) -> dict[str, str]:
         """Variables that lead a client here, with its cache under `home`."""
@@ -81,7 +113,7 @@ class StandInHub(ThreadingHTTPServer):
         if not folder.is_dir() or self.root not in folder.parents:
             return refusal(404, "RepoNotFound")
         commit = self.commit(match["kind"], match["repo"])
-        if match["revision"] not in (None, "main", commit):
+        if match["revision"] not in (None, "main", commit, *self.tags):
             return refusal(404, "RevisionNotFound")
         if match.re is RESOLVE:
             return content(folder, match["path"], commit, range_header)
@@ -97,7 +129,7 @@ class StandInHub(ThreadingHTTPServer):
         for fault in self.faults:
             if fault.times > 0 and target(path).endswith(fault.ending):
                 fault.times -= 1
-                return refusal(fault.status, fault.code) if fault.status else replace(answer, cut=fault.cut)
+                return fault.apply(answer)
         return answer
 
 
@@ -118,12 +150,21 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append((self.command, path))
         if self.command == "GET":
             answer = self.server.spoil(path, answer)
+        with suppress(BrokenPipeError, ConnectionResetError):  # a client that did not wait
+            self.send(answer)
+
+    def send(self, answer: Answer) -> None:
+        time.sleep(answer.delay)
         self.send_response(answer.status)
         for name, value in (answer.headers | {"Content-Length": str(len(answer.body))}).items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(answer.body[: answer.cut])
+            body = answer.body[: answer.cut]
+            piece = len(body) // 8 + 1 if answer.trickle else max(1, len(body))
+            for start in range(0, len(body), piece):
+                self.wfile.write(body[start : start + piece])
+                time.sleep(answer.trickle)
         if answer.cut is not None:
             self.close_connection = True
 
@@ -142,6 +183,58 @@ def serving(root: Path) -> Iterator[StandInHub]:
         finally:
             hub.shutdown()
             thread.join()
+
+
+def environ(hub: StandInHub, home: Path, **variables: str) -> dict[str, str]:
+    """The environment of a process whose hub is `hub` and whose caches are under `home`."""
+    rest = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+    return rest | hub.environ(home) | {"CLIPFUSE_CACHE": str(home / "clipfuse")} | variables
+
+
+def run(hub: StandInHub, home: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Python with `words`, in a process of its own."""
+    env = environ(hub, home, **variables)
+    return subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True, timeout=100)
+
+
+def cli(hub: StandInHub, home: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`clipfuse` with `words`."""
+    return run(hub, home, "-c", "from clipfuse.cli.main import main; main()", *words, **variables)
+
+
+class Client:
+    """A process that answers: each line of JSON that it reads, `script`'s function `answer` turns into another."""
+
+    def __init__(self, hub: StandInHub, home: Path, script: str, **variables: str):
+        loop = "\nimport json, sys\nfor line in sys.stdin: print(json.dumps(answer(**json.loads(line))), flush=True)\n"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", script + loop],
+            env=environ(hub, home, **variables),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, **question: Any) -> Any:
+        """What the process answers, waited for. Raises JSONDecodeError when it ended with an error."""
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(json.dumps(question) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
+@contextmanager
+def talking(hub: StandInHub, home: Path, script: str, **variables: str) -> Iterator[Client]:
+    """A client that lives as long as the block."""
+    client = Client(hub, home, script, **variables)
+    try:
+        yield client
+    finally:
+        client.close()
 
 
 def target(path: str) -> str:

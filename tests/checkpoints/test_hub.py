@@ -3,11 +3,10 @@
 import hashlib
 import io
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from standin_hub import Fault, StandInHub, serving
+from standin_hub import Fault, StandInHub, cli, run, serving, talking
 
 import clipfuse
 from clipfuse.checkpoints.locate import local_path
@@ -85,17 +84,6 @@ def merged(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     models = {name: str(TINY / folder) for name, folder in MODELS.items()}
     clipfuse.merge(clipfuse.HuggingFaceClipVisionPool.from_tree({"models": models}), "task_arithmetic", out=out)
     return (out / "model.safetensors").read_bytes()
-
-
-def run(hub: StandInHub, home: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Python with `words`, in a process of its own whose hub is `hub` and whose caches are under `home`."""
-    environ = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
-    environ |= hub.environ(home) | {"CLIPFUSE_CACHE": str(home / "clipfuse")} | variables
-    return subprocess.run([sys.executable, *words], env=environ, capture_output=True, text=True, timeout=100)
-
-
-def cli(hub: StandInHub, home: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return run(hub, home, "-c", "from clipfuse.cli.main import main; main()", *words, **variables)
 
 
 def merge_words(pool_file: Path, out: Path) -> list[str]:
@@ -215,6 +203,70 @@ def test_revisions_and_refusals(hub: StandInHub, tmp_path: Path):
     again = run(hub, tmp_path, "-c", LOCATE, f"lab/signs@{commit}", "lab/signs@main")
     assert json.loads(again.stdout) == [[commit, commit], [commit, commit]]
     assert [path for _, path in hub.requests] == ["/api/models/lab/signs/revision/main"]
+
+
+ANSWER = """
+import hashlib
+from clipfuse.checkpoints.locate import locate
+from clipfuse.errors import ClipfuseError
+
+def answer(ref):
+    try:
+        at = locate(ref)
+    except ClipfuseError as error:
+        return {"error": str(error)}
+    return {"sha256": hashlib.sha256((at.folder / "model.safetensors").read_bytes()).hexdigest()}
+"""
+
+WEIGHTS = "model.safetensors"
+FAULTS = {
+    "429": (Fault(WEIGHTS, status=429, retry_after=0), None),
+    "slow": (Fault(WEIGHTS, delay=0.2, trickle=0.02), None),
+    "stalled": (Fault(WEIGHTS, delay=1.5), None),
+    "cut": (Fault(WEIGHTS, cut=1000), None),
+    "wrong": (Fault(WEIGHTS, wrong=True), None),
+    "wrong config": (Fault("config.json", wrong=True), None),
+    "429 that lasts": (
+        Fault("/{repo}", status=429, retry_after=0, times=99),
+        "the hub answers with an error (429) and",
+    ),
+    "500": (Fault(WEIGHTS, status=500, times=99), "the hub answers with an error (500)"),
+    "short": (Fault(WEIGHTS, short=7, times=99), "Consistency check failed: file should be of size"),
+    "wrong for good": (Fault(WEIGHTS, wrong=True, times=99), "model.safetensors arrived twice with other bytes"),
+}
+"""What the hub does, and the error, if the client cannot get over it."""
+
+
+def test_faults_end_in_the_right_bytes_or_one_line(hub: StandInHub, tmp_path: Path):
+    right = hashlib.sha256((TINY / "tiny-signs" / WEIGHTS).read_bytes()).hexdigest()
+    with talking(hub, tmp_path, ANSWER, HF_HUB_DOWNLOAD_TIMEOUT="1") as client:
+        for number, (name, (fault, words)) in enumerate(FAULTS.items()):
+            repo = f"faults/{number}"
+            shutil.copytree(TINY / "tiny-signs", hub.root / "models" / repo)
+            hub.faults = [replace(fault, ending=fault.ending.format(repo=repo))]
+            answer = client.ask(ref=repo)
+            assert hub.faults[0].times < fault.times, f"{name} was met"
+            if words is None:
+                assert answer == {"sha256": right}, name
+                continue
+            assert answer["error"].startswith(f"{repo}: {words}"), name
+            assert "\n" not in answer["error"]
+            whole = tmp_path.glob(f"hub/models--{repo.replace('/', '--')}/blobs/*")
+            assert not [blob for blob in whole if len(blob.name) == 64], (
+                f"{name}: weights that are not right are not kept"
+            )
+            hub.faults = []
+            assert client.ask(ref=repo) == {"sha256": right}, f"after {name}"
+
+        hub.tags = {"v1"}
+        old = hub.commit("models", "faults/0")
+        assert client.ask(ref="faults/0@v1") == {"sha256": right}
+        hub.tags = set()
+        (hub.root / "models/faults/0/README.md").write_text("A new commit.")
+        hub.requests.clear()
+        assert client.ask(ref="faults/0@v1") == {"error": "faults/0@v1: the repository has no such revision"}
+        assert client.ask(ref=f"faults/0@{old}") == {"sha256": right}, "a commit that is here is not asked for"
+        assert hub.requests == [("GET", "/api/models/faults/0/revision/v1")]
 
 
 OPEN_SPLIT = """

@@ -67,7 +67,9 @@ def test_a_run_leaves_all_that_is_needed(tmp_path, capsys):
         "merged",
         "records.jsonl",
         "predictions",
+        "report.csv",
         "report.json",
+        "report.tex",
         "report.md",
     }
     assert {path.name for path in folder.iterdir()} == names

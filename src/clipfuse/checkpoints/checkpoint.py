@@ -131,10 +131,23 @@ def open_checkpoint(folder: Path, source: str) -> Checkpoint:
     Raises:
         CheckpointError: no weights there, or they are damaged, integer, or not a CLIP vision encoder's.
     """
+    path = weights_file(folder)
+    places, files = open_files(path)
+    found = {name: places[stored] for name, stored in canonical_names(places, str(path)).items()}
+    return check_floating(Checkpoint(found, source, files))
+
+
+def weights_file(folder: Path) -> Path:
+    """A folder's weights file or index of shards; a file itself. Raises CheckpointError."""
     path = folder if folder.is_file() else next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         hint = f"; it is a run, its model is {folder / 'merged'}" if (folder / "merged").is_dir() else ""
         raise CheckpointError(f"{folder}: holds no weights; looked for {', '.join(WEIGHTS)}{hint}")
+    return path
+
+
+def open_files(path: Path) -> tuple[dict[str, tuple[Store, str]], tuple[Path, ...]]:
+    """All tensors of a weights file or index under the names that they have there, and the files. CheckpointError."""
     try:
         files = shards(path) if path.name.endswith(".index.json") else {path: None}
         places: dict[str, tuple[Store, str]] = {}
@@ -145,8 +158,7 @@ def open_checkpoint(folder: Path, source: str) -> Checkpoint:
             places |= {name: (store, name) for name in expected or store.specs}
     except OSError as error:
         raise CheckpointError(f"{error.filename or path}: cannot be read ({error.strerror})") from None
-    found = {name: places[stored] for name, stored in canonical_names(places, str(path)).items()}
-    return check_floating(Checkpoint(found, source, tuple(files)))
+    return places, tuple(files)
 
 
 def check_floating(checkpoint: Checkpoint) -> Checkpoint:

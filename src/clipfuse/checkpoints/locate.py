@@ -6,16 +6,24 @@ hub id is met.
 
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from clipfuse.checkpoints.checkpoint import WEIGHTS
-from clipfuse.checkpoints.writer import write_text
-from clipfuse.errors import LocateError, OutputError
+from clipfuse.checkpoints.hub import (
+    HubRef,
+    OutOfReachError,
+    RemoteFile,
+    bring,
+    cached_file,
+    hub_errors,
+    remember,
+    remote_list,
+)
+from clipfuse.errors import LocateError
 
 HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?)(@(?P<revision>[\w./-]+))?")
 PACKAGE = "pkg://"
@@ -37,23 +45,6 @@ class Located:
     ref: str
     folder: Path
     revision: str | None = None
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """One file of a hub repository: bytes (None if the hub does not say) and whether it is in the cache."""
-
-    name: str
-    size: int | None
-    cached: bool
-
-
-@dataclass(frozen=True)
-class HubRef:
-    """A repository on the hub, at a branch, tag or commit (None is the default branch)."""
-
-    repo: str
-    revision: str | None
 
 
 def hub_ref(ref: str) -> HubRef | None:
@@ -124,31 +115,19 @@ def remote_files(hub: HubRef, needs: Sequence[str] = VISION) -> tuple[str, list[
     if weights.endswith(".index.json"):
         stem, ending = weights.removesuffix(".index.json").rsplit(".", 1)
         names += sorted(name for name in sizes if re.fullmatch(rf"{re.escape(stem)}-\d+-of-\d+\.{ending}", name))
-    pinned = HubRef(hub.repo, info.sha)
-    return info.sha, [RemoteFile(name, sizes[name], cached_file(pinned, name) is not None) for name in names]
+    return info.sha, remote_list(hub, info, names)
 
 
 def download(hub: HubRef, commit: str, files: Sequence[RemoteFile]) -> Path:
-    """Bring `files` into the hub's cache (resuming what was cut off); the snapshot's folder."""
-    from huggingface_hub import hf_hub_download
+    """Bring `files` into the hub's cache (resuming what was cut off); the snapshot's folder.
 
-    with hub_errors(hub):
-        paths = [Path(hf_hub_download(hub.repo, file.name, revision=commit)) for file in files]
+    Raises:
+        OutOfReachError: the hub does not answer, or not as it should.
+        LocateError: a file is not what the hub's hash of it says, twice; it is not kept.
+    """
+    paths = [bring(hub, commit, file) for file in files]
     remember(paths[0].parent, hub.revision or "main")
     return paths[0].parent
-
-
-def remember(snapshot: Path, revision: str) -> None:
-    """Note in the hub's cache which commit a branch or tag means: offline, that is the only way to its files.
-
-    The hub's own client does so too, but not where it is asked for a commit.
-    """
-    note = snapshot.parents[1] / "refs" / revision
-    if revision == snapshot.name or (note.is_file() and note.read_text() == snapshot.name):
-        return
-    with suppress(OSError, OutputError):  # a cache that may only be read is of use all the same
-        note.parent.mkdir(parents=True, exist_ok=True)
-        write_text(note, snapshot.name)
 
 
 def in_cache(hub: HubRef, needs: Sequence[str]) -> Path | None:
@@ -172,50 +151,3 @@ def in_cache(hub: HubRef, needs: Sequence[str]) -> Path | None:
         except CheckpointError:
             return None
     return config.parent
-
-
-def cached_file(hub: HubRef, name: str) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(hub.repo, name, revision=hub.revision)
-    return Path(found) if isinstance(found, str) else None
-
-
-class OutOfReachError(LocateError):
-    """Offline, or the hub does not answer: the cache may still help."""
-
-
-@contextmanager
-def hub_errors(hub: HubRef) -> Iterator[None]:
-    """Tell the hub client's many errors in one line each."""
-    from huggingface_hub import errors
-    from huggingface_hub.utils import httpx
-
-    at = f"@{hub.revision}" if hub.revision else ""
-    try:
-        yield
-    except errors.GatedRepoError:
-        raise LocateError(f"{hub.repo}: is gated; ask for access on its page and set HF_TOKEN") from None
-    except errors.RevisionNotFoundError:
-        raise LocateError(f"{hub.repo}{at}: the repository has no such revision") from None
-    except errors.RepositoryNotFoundError:
-        text = "no such folder here and no such model on the hub (or it is private and HF_TOKEN is not set)"
-        raise LocateError(f"{hub.repo}: {text}") from None
-    except errors.HFValidationError:
-        raise LocateError(f"{hub.repo}: is neither a path here nor a hub id (org/name or org/name@revision)") from None
-    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError):
-        why = "offline (HF_HUB_OFFLINE is set)" if offline() else "the hub cannot be reached"
-        raise OutOfReachError(f"{hub.repo}{at}: {why}") from None
-    except errors.EntryNotFoundError as error:
-        raise LocateError(f"{hub.repo}{at}: {str(error).splitlines()[0]}") from None
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "no answer"
-        raise OutOfReachError(f"{hub.repo}{at}: the hub answers with an error ({status})") from None
-    except (httpx.HTTPError, ConnectionError, TimeoutError):
-        raise OutOfReachError(f"{hub.repo}{at}: the hub cannot be reached") from None
-
-
-def offline() -> bool:
-    from huggingface_hub import constants
-
-    return constants.is_offline_mode()

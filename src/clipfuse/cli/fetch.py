@@ -18,8 +18,8 @@ def command(given: Given, words: Words = None, dry_run: DryRun = False, as_json:
         raise ConfigError("fetch: takes modelpool= or taskpool=, as in modelpool=clip-vit-base-patch32_TA8")
     from clipfuse.config import parse
     from clipfuse.pool import HuggingFaceClipVisionPool
-    from clipfuse.run.bench import find_tasks
     from clipfuse.run.fetch import Want, fetch, wanted
+    from clipfuse.run.tasks import find_tasks
     from clipfuse.tasks import TaskPoolConfig
 
     pool = HuggingFaceClipVisionPool.from_tree(tree["modelpool"]) if tree.get("modelpool") else None

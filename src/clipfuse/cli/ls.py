@@ -34,7 +34,7 @@ def listing(what: What) -> list[dict[str, Any]]:
         rules = TABLES[kinds[what]]
         return [{"name": name, "about": rule.summary, "formula": rule.formula} for name, rule in rules.items()]
     if what == "tasks":
-        from clipfuse.run.bench import all_tasks
+        from clipfuse.run.tasks import all_tasks
 
         tasks = all_tasks()
         return [

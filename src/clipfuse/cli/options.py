@@ -22,6 +22,7 @@ Words = Annotated[
         metavar="[FILE.yaml] [KEY=VALUE]...", help="A run's YAML file or preset, then method=, modelpool=, …"
     ),
 ]
+Published = Annotated[bool, typer.Option("--published", help="Print published figures beside those measured here.")]
 Json = Annotated[bool, typer.Option("--json", help="Print data as JSON on standard output.")]
 
 OPTIONS: dict[str, tuple[Any, Any]] = {
@@ -33,8 +34,9 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
             help="Forward passes: auto, cpu, cuda, cuda:1, mps. Merges: the CPU, unless a CUDA device is named."
         ),
     ),
-    "dtype": (str | None, typer.Option(help="Of what is computed or written: float32, float16, bfloat16.")),
-    "batch_size": (int | None, typer.Option(min=1, help="Images a forward pass.")),
+    "dtype": (str | None, typer.Option(help="Of the merged weights: float32, float16, bfloat16.")),
+    "precision": (str | None, typer.Option(help="Of forward passes: float32, bfloat16, float16; tf32 on CUDA.")),
+    "batch_size": (int | None, typer.Option(min=1, help="Images a forward pass; automatic by default.")),
     "seed": (int | None, typer.Option(help="For random edits, carved splits and --limit.")),
     "limit": (int | None, typer.Option(min=1, help="Score only so many images a split, a seeded choice.")),
     "memory": (str | None, typer.Option(help="Most that leaves in work may take together, as in 2GB.")),
@@ -137,9 +139,19 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+class Stderr:
+    """Standard error as it is at the time of writing: a live table may stand in for it."""
+
+    def write(self, text: str) -> None:
+        sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 def show_log(verbose: bool) -> None:
     """Warnings of clipfuse go to standard error, with --verbose everything that it logs."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(Stderr())
     handler.setLevel(logging.INFO if verbose else logging.WARNING)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     root = logging.getLogger("clipfuse")
@@ -167,13 +179,13 @@ def print_json(data: Any) -> None:
 
 
 @contextmanager
-def bar(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def bar(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
     """A progress bar on a terminal, nothing elsewhere."""
     from tqdm import tqdm
 
     shown = {"unit": unit, "unit_scale": unit == "B", "unit_divisor": 1024, "leave": False}
     with tqdm(total=total, desc=title, disable=not sys.stderr.isatty(), file=sys.stderr, **shown) as progress:
-        yield lambda count: (progress.update(count), None)[1]
+        yield lambda count, on=None: (progress.update(count), None)[1]
 
 
 def megabytes(count: int | None) -> str:

@@ -1,6 +1,7 @@
 """`clipfuse quickstart`."""
 
-from clipfuse.cli.options import Given, Json, bar, options, print_json, say
+from clipfuse.cli.live import live
+from clipfuse.cli.options import Given, Json, options, print_json, say
 
 
 @options("device", "batch_size", "limit", "seed", "verbose")
@@ -10,7 +11,7 @@ def command(given: Given, as_json: Json = False) -> None:
     from clipfuse.report import results_table
     from clipfuse.run.quickstart import quickstart
 
-    records = quickstart(given, bar)
+    records = quickstart(given, live)
     if as_json:
         print_json([record.model_dump(mode="json") for record in records])
         return

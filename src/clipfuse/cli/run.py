@@ -1,23 +1,37 @@
 """`clipfuse run`."""
 
-from clipfuse.cli.options import Given, Json, Words, bar, factors_kept, need, options, print_json, say, tree_of
+from clipfuse.cli.live import live
+from clipfuse.cli.options import (
+    Given,
+    Json,
+    Published,
+    Words,
+    factors_kept,
+    need,
+    options,
+    print_json,
+    say,
+    tree_of,
+)
 
 
 @options(
-    "out", "overwrite", "device", "dtype", "memory", "batch_size", "seed", "limit", "plugin", "keep_factors", "verbose"
+    *("out", "overwrite", "device", "dtype", "precision", "memory", "batch_size", "seed", "limit"),
+    *("plugin", "keep_factors", "verbose"),
 )
-def command(given: Given, words: Words = None, as_json: Json = False) -> None:
+def command(given: Given, words: Words = None, published: Published = False, as_json: Json = False) -> None:
     """Merge, evaluate and report into one folder: method= modelpool= taskpool=, then key=value."""
     with factors_kept(given):
-        tree = tree_of(words, given)
+        tree = tree_of(words, given) | ({"published": True} if published else {})
         need(tree, "method", "task_arithmetic")
         need(tree, "modelpool", "clip-vit-base-patch32_TA8")
         need(tree, "taskpool", "TA8")
         from clipfuse.run.pipeline import run
 
-        result = run(tree, bar)
+        result = run(tree, live)
     if as_json:
         print_json([record.model_dump(mode="json") for record in result.records])
         return
-    result.table.print()
+    for table in result.tables:
+        table.print()
     say(f"Everything is in {result.folder}")

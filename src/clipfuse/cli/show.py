@@ -1,6 +1,7 @@
 """`clipfuse show`."""
 
 import inspect
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -17,14 +18,21 @@ def command(
     what: Annotated[What, typer.Argument(help="What to show.")],
     name: Annotated[str, typer.Argument(help="A method, edit or finish; a folder or hub id; a pool; a task.")],
     bibtex: Annotated[bool, typer.Option("--bibtex", help="Of a method: print its BibTeX entry.")] = False,
+    samples: Annotated[int | None, typer.Option("--samples", min=1, help="Of a task: save so many images.")] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", metavar="FILE.png", help="Where --samples go.")] = None,
     as_json: Json = False,
 ) -> None:
     """Show one method, model, modelpool or task."""
     if bibtex and what != "method":
         raise ConfigError("--bibtex: is for methods")
+    if samples and what != "task":
+        raise ConfigError("--samples: is for tasks")
     load_given(given)
     if what == "method":
         show_method(name, bibtex, as_json)
+        return
+    if samples:
+        save_samples(name, samples, out)
         return
     data = {"model": model, "modelpool": modelpool, "task": task}[what](name)
     if as_json:
@@ -111,7 +119,7 @@ def modelpool(name: str) -> dict[str, Any]:
 
 def task(name: str) -> dict[str, Any]:
     """A task's classes, prompts and source."""
-    from clipfuse.run.bench import get_task
+    from clipfuse.run.tasks import get_task
 
     found = get_task(name)
     return {
@@ -119,3 +127,16 @@ def task(name: str) -> dict[str, Any]:
         for key, v in found.model_dump().items()
         if v not in (None, ())
     }
+
+
+def save_samples(name: str, count: int, out: str | None) -> None:
+    """A contact sheet of a task's test images."""
+    from clipfuse.run.pictures import picture_of_samples, save_picture
+    from clipfuse.run.tasks import get_task
+
+    found = get_task(name)
+    path = Path(out or f"{found.name}_samples.png")
+    if path.suffix.lower() not in (".png", ".jpg", ".webp"):
+        raise ConfigError(f"--out: takes a file name that ends with .png, .jpg or .webp (found {str(path)!r})")
+    save_picture(picture_of_samples(found, "test", count), path)
+    print(path)

@@ -1,6 +1,19 @@
-"""Images and labels of a task's splits, preprocessed as CLIP does."""
+"""Images and labels of a task's splits: opened, checked, preprocessed as CLIP does, cached, in blocks."""
 
+from clipfuse.data.blocks import Block, ImageSet, blocks, make_ready, open_images
+from clipfuse.data.corrupted import Corruption
 from clipfuse.data.preprocess import Preprocess, read_preprocess
-from clipfuse.data.splits import Split, blocks, open_split
+from clipfuse.data.splits import Split, open_split
 
-__all__ = ["Preprocess", "Split", "blocks", "open_split", "read_preprocess"]
+__all__ = [
+    "Block",
+    "Corruption",
+    "ImageSet",
+    "Preprocess",
+    "Split",
+    "blocks",
+    "make_ready",
+    "open_images",
+    "open_split",
+    "read_preprocess",
+]

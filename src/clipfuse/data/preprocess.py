@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image
 from torch import Tensor
@@ -38,14 +39,32 @@ class Preprocess:
             wanted = (self.size, scaled) if width <= height else (scaled, self.size)
             image = image.resize(wanted, Image.Resampling.BICUBIC)
         left, top = (image.width - self.crop) // 2, (image.height - self.crop) // 2
-        image = image.crop((left, top, left + self.crop, top + self.crop))
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        return planes(image.crop((left, top, left + self.crop, top + self.crop)))
+
+    def small(self, image: Image.Image) -> bool:
+        """Whether an image is smaller as it is than preprocessed, so that resizing it can wait until it is needed."""
+        return min(image.size) < self.size and image.width * image.height <= self.crop**2
+
+    @property
+    def key(self) -> str:
+        """What pixels depend on, Pillow's version too; mean and standard deviation come later, on the device."""
+        return f"bicubic {self.size} crop {self.crop} Pillow {PIL.__version__}"
 
     def normalise(self, pixels: UInt8[Tensor, "batch 3 crop crop"]) -> Float[Tensor, "batch 3 crop crop"]:
         """(x / 255 − mean) / std, float32."""
         mean = torch.tensor(self.mean, device=pixels.device).view(1, 3, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1)
         return (pixels.float() * (1 / 255) - mean) / std
+
+
+def planes(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
+    """An RGB image's pixels, a copy."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def picture(pixels: UInt8[Tensor, "3 height width"]) -> Image.Image:
+    """The image of `planes`."""
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
 def read_preprocess(folder: Path) -> Preprocess:

@@ -1,29 +1,22 @@
-"""Opening a task's split: an image folder, or a data set of the hub; and its images in preprocessed blocks."""
+"""Opening a task's split: an image folder, table files, or a data set of the hub."""
 
 import hashlib
-import io
+import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
-from clipfuse.cores import available_cores
-from clipfuse.data.preprocess import Preprocess
+from clipfuse.data.hub_data import is_table, open_hub, open_table
 from clipfuse.errors import TaskError, unknown
-from clipfuse.shapes import Int, UInt8
 from clipfuse.tasks import Task
 
 log = logging.getLogger(__name__)
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-BLOCK = 1024
-"""Images that are in memory at a time."""
 VAL_SHARE = 0.1
 """Share of train that is held out as `val` where a task has no val split of its own."""
 
@@ -38,18 +31,36 @@ class Split:
     read: Callable[[int], bytes]
     label_of: Callable[[int], str] = str
     """What image i is called in errors."""
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """Where the images come from, with all that tells whether they changed; empty where that is not known."""
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    """How they were chosen from there, if not all of them: `carved` from another split, or to a `limit`."""
+    rows: Sequence[int] | None = None
+    """Which images of the source; None is all."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, rows: Sequence[int]) -> "Split":
-        """The same split with the images `rows` only."""
+    def take(self, rows: Sequence[int], **chosen: Any) -> "Split":
+        """The same split with the images `rows` only; `chosen` says how they were chosen."""
+        source = self.rows
         return replace(
             self,
             labels=[self.labels[row] for row in rows],
             read=lambda i: self.read(rows[i]),
             label_of=lambda i: self.label_of(rows[i]),
+            chosen={**self.chosen, **chosen},
+            rows=[source[row] for row in rows] if source is not None else list(rows),
         )
+
+    def key(self, *facts: str) -> str | None:
+        """Digest of what the images are, and of `facts`; None where that is not known."""
+        if not self.origin:
+            return None
+        rows = hashlib.sha256(np.asarray(self.rows, np.int64).tobytes()).hexdigest() if self.rows is not None else "all"
+        labels = hashlib.sha256(np.asarray(self.labels, np.int64).tobytes()).hexdigest()
+        tree = [dict(self.origin), rows, labels, *facts]
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def open_split(task: Task, split: str = "test", limit: int | None = None, seed: int = 0) -> Split:
@@ -64,23 +75,67 @@ def open_split(task: Task, split: str = "test", limit: int | None = None, seed: 
     source = "train" if carve else split
     if source not in task.splits:
         raise TaskError(f"{task.name}: has no split 'val', nor 'train' to take it from")
-    opened = open_folder(task, source) if task.folder else open_hub(task, source)
-    if not len(opened):
-        raise TaskError(f"{task.name}: the split {split!r} is empty")
-    wrong = next((label for label in opened.labels if not 0 <= label < len(task.classes)), None)
-    if wrong is not None:
-        raise TaskError(f"{task.name}: label {wrong} in {split!r}; the task has {len(task.classes)} classes")
+    opened = open_source(task, source)
+    check_split(task, opened)
     if carve:
-        order = torch.randperm(len(opened), generator=torch.Generator().manual_seed(seed))
-        rows = sorted(order[: max(1, int(VAL_SHARE * len(opened)))].tolist())
-        log.warning(
-            "%s: has no val split; %d of %d train images stand in (seed %d)", task.name, len(rows), len(opened), seed
-        )
-        opened = replace(opened.take(rows), name="val")
+        opened = carve_val(task, opened, seed)
     if limit is not None and limit < len(opened):
-        order = torch.randperm(len(opened), generator=torch.Generator().manual_seed(seed))
-        opened = opened.take(sorted(order[:limit].tolist()))
+        opened = opened.take(seeded_rows(len(opened), limit, seed), limit={"images": limit, "seed": seed})
     return opened
+
+
+def open_source(task: Task, split: str) -> Split:
+    """All images of a split as its source has them."""
+    if task.folder is None:
+        table = open_hub(task, split)
+    elif is_table(Path(task.folder), task.splits[split]):
+        table = open_table(task, Path(task.folder), split)
+    else:
+        return open_folder(task, split)
+    return Split(task.name, split, table.labels, table.read, table.label_of, table.origin)
+
+
+def check_split(task: Task, split: Split) -> None:
+    """Compare a whole split with the task's description; a test split of another size is warned of.
+
+    Raises:
+        TaskError: it is empty, or a label is out of range.
+    """
+    if not len(split):
+        raise TaskError(f"{task.name}: the split {split.name!r} is empty")
+    count = len(task.classes)
+    wrong = next((row for row, label in enumerate(split.labels) if not 0 <= label < count), None)
+    if wrong is not None:
+        many = sum(not 0 <= label < count for label in split.labels)
+        raise TaskError(
+            f"{task.name}: label {split.labels[wrong]} of {split.label_of(wrong)} ({many} of {len(split)} labels in "
+            f"{split.name!r} are out of range); the task has {count} classes, 0 to {count - 1}"
+        )
+    if remark := size_remark(task, split):
+        log.warning(remark)
+
+
+def size_remark(task: Task, split: Split) -> str | None:
+    """What is to be said where a whole test split has another size than the task's description says."""
+    if split.name != "test" or task.test_images in (None, len(split)) or "limit" in split.chosen:
+        return None
+    return f"{task.name}: {len(split):,} test images; published figures are of {task.test_images:,}"
+
+
+def carve_val(task: Task, train: Split, seed: int) -> Split:
+    """A seeded tenth of train, for tasks without a val split."""
+    rows = seeded_rows(len(train), max(1, int(VAL_SHARE * len(train))), seed)
+    log.warning(
+        "%s: has no val split; %d of %d train images stand in (seed %d); published experts were trained on them",
+        *(task.name, len(rows), len(train), seed),
+    )
+    return replace(train.take(rows, carved={"of": "train", "share": VAL_SHARE, "seed": seed}), name="val")
+
+
+def seeded_rows(count: int, wanted: int, seed: int) -> list[int]:
+    """`wanted` of `count` rows, in order."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return sorted(order[:wanted].tolist())
 
 
 def open_folder(task: Task, split: str) -> Split:
@@ -99,90 +154,15 @@ def open_folder(task: Task, split: str) -> Split:
     if missing := [name for name in task.classes if label[name] not in {number for _, number in files}]:
         log.warning("%s: no %s images of %d classes, e.g. %r", task.name, split, len(missing), missing[0])
     paths = [path for path, _ in files]
-    return Split(
-        task.name, split, [number for _, number in files], lambda i: paths[i].read_bytes(), lambda i: str(paths[i])
-    )
+    origin = {"folder": str(root.resolve()), "files": listing(paths)}
+    labels = [number for _, number in files]
+    return Split(task.name, split, labels, lambda i: paths[i].read_bytes(), lambda i: str(paths[i]), origin)
 
 
-def open_hub(task: Task, split: str) -> Split:
-    """A data set of the hub through `datasets`; images stay encoded until they are needed."""
-    import datasets
-    from datasets.exceptions import DatasetsError
-
-    try:
-        with quiet_datasets():
-            table: Any = datasets.load_dataset(
-                str(task.hub_dataset), task.hub_config, split=task.splits[split], revision=task.revision
-            )
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise TaskError(
-            f"{task.name}: {task.hub_dataset} cannot be opened ({first}); run: clipfuse fetch taskpool=NAME_OR_FILE"
-        ) from None
-    for column in (task.image_column, task.label_column):
-        if column not in table.column_names:
-            raise TaskError(f"{task.name}: {task.hub_dataset}: " + unknown("column", column, table.column_names))
-    try:
-        labels = [int(label) for label in table[task.label_column]]
-    except (TypeError, ValueError):
-        raise TaskError(
-            f"{task.name}: {task.hub_dataset}: column {task.label_column!r} holds no label numbers"
-        ) from None
-    images = table.cast_column(task.image_column, datasets.Image(decode=False))
-
-    def read(i: int) -> bytes:
-        found = images[i][task.image_column]
-        return found["bytes"] if found["bytes"] is not None else Path(found["path"]).read_bytes()
-
-    return Split(task.name, split, labels, read, lambda i: f"{task.hub_dataset} {task.splits[split]}[{i}]")
-
-
-@contextmanager
-def quiet_datasets() -> Iterator[None]:
-    """No progress and no word of retries from `datasets` and the hub's client; what fails is told in one line."""
-    import datasets
-    from huggingface_hub.utils import logging as hub_logging
-
-    before = datasets.logging.get_verbosity(), hub_logging.get_verbosity(), datasets.are_progress_bars_disabled()
-    datasets.logging.set_verbosity_error()
-    hub_logging.set_verbosity_error()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(before[0])
-        hub_logging.set_verbosity(before[1])
-        if not before[2]:
-            datasets.enable_progress_bars()
-
-
-@dataclass(frozen=True)
-class Block:
-    """Preprocessed images in memory; `digest` is the sha256 over their encoded bytes and labels."""
-
-    pixels: UInt8[Tensor, "image 3 side side"]
-    labels: Int[Tensor, "image"]
-    digest: bytes
-
-
-def blocks(split: Split, preprocess: Preprocess, size: int = BLOCK) -> Iterator[Block]:
-    """The split's images in blocks, decoded on all cores.
-
-    Raises:
-        TaskError: an image that cannot be read; it is named.
-    """
-
-    def load(i: int) -> tuple[bytes, Tensor]:
-        try:
-            raw = split.read(i)
-            return hashlib.sha256(raw).digest(), preprocess.pixels(Image.open(io.BytesIO(raw)))
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError):
-            raise TaskError(f"{split.task}: {split.label_of(i)}: is not a readable image") from None
-
-    with ThreadPoolExecutor(available_cores()) as threads:
-        for start in range(0, len(split), size):
-            rows = range(start, min(start + size, len(split)))
-            found = list(threads.map(load, rows))
-            labels = torch.tensor([split.labels[row] for row in rows])
-            digest = hashlib.sha256(b"".join(one for one, _ in found) + labels.numpy().tobytes()).digest()
-            yield Block(torch.stack([pixels for _, pixels in found]), labels, digest)
+def listing(paths: Sequence[Path]) -> str:
+    """Digest of files' names, sizes and times of change: another one when a file was changed."""
+    found = hashlib.sha256()
+    for path in paths:
+        stat = path.stat()
+        found.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return found.hexdigest()

@@ -15,7 +15,7 @@ from clipfuse.config import Config
 from clipfuse.errors import ConfigError
 from clipfuse.version import __version__
 
-SCHEMA = 1
+SCHEMA = 2
 PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pillow")
 
 
@@ -23,7 +23,10 @@ class Environment(Config):
     """Where and when a figure was made; left out of comparisons."""
 
     seconds: float
-    """Spent in forward passes."""
+    """Spent in forward passes, on all devices together."""
+    reused: bool = False
+    """Whether the score was measured before, then `seconds` is of that time."""
+    processes: int = 1
     peak_memory: int
     """Largest resident size of the process so far, bytes."""
     device: str
@@ -52,33 +55,67 @@ class Record(Config):
     task: str
     split: str
     classes: int
+    data: Mapping[str, Any] = {}
+    """Where the images come from: hub data set, configuration, commit and split, or folder."""
+    chosen: Mapping[str, Any] = {}
+    """How they were chosen, if not all of them: `carved` from train (share, seed), to a `limit` (images, seed)."""
     fingerprint: str
     """sha256 over the encoded images and labels."""
+    corruption: Mapping[str, Any] | None = None
+    """Name, severity and seed of what was done to the images."""
     limit: int | None
     """Images asked for; None is all."""
     n: int
     """Images."""
+    unreadable: int = 0
+    """Images that could not be read and were left out."""
     correct: int
     """Images whose label was predicted."""
+    top5: int
+    """Images whose label is among the five largest logits."""
     accuracy: float
     """correct / n."""
     interval: Sequence[float]
     """Wilson 95 % interval of the accuracy."""
     loss: float
-    """Sum of the images' cross-entropies, nats."""
+    """Sum of the images' cross-entropies, nats: n times the NLL."""
+    ece: float
+    """Expected calibration error, 15 bins."""
+    temperature: float | None = None
+    """What logits were divided by for the tempered figures, fitted on the val split."""
+    tempered_loss: float | None = None
+    tempered_ece: float | None = None
+    per_class: Sequence[Sequence[int]]
+    """Images and correct ones of each class; their ratio is the class's recall."""
+    confused: Sequence[tuple[str, str, int]] = ()
+    """The classes that were mistaken for another most often: true class, prediction, images."""
+    joint: Mapping[str, Any] | None = None
+    """Of the joint head of all tasks: `correct`, `interval`, and `as_task`, images by the task that was predicted."""
     normalised: float | None = None
     """Accuracy ÷ that of the task's own expert on the same images; None where that was not measured."""
+    over_base: float | None = None
+    """Accuracy − that of the base on the same images; None where that was not measured."""
+    over_expert: float | None = None
+    """Accuracy − that of the task's own expert on the same images; None where that was not measured."""
+    merged_task: bool | None = None
+    """Of a merged model: whether an expert of this task is in it; if not, the figure is of zero-shot retention."""
     uses: Sequence[str] = ()
     """Data that the method saw, and the choice of its settings."""
     dtype: str
-    """Of the forward pass."""
+    """Of the forward pass: float32, or a lower precision."""
+    versus_float32: Mapping[str, int] | None = None
+    """Of a lower precision, on the first block: images `n`, predictions that `differ`, `correct` of both."""
     batch_size: int
     """Images a forward pass."""
     environment: Environment | None = None
 
     def same_as(self, other: "Record") -> bool:
-        """Whether two records agree; the environment does not count, nor a hash that one side does not know."""
-        mine, its = (record.model_dump(mode="json", exclude={"environment"}) for record in (self, other))
+        """Whether two records agree.
+
+        The environment does not count, nor where images were (the fingerprint says what they are), nor a hash that one
+        side does not know.
+        """
+        mine, its = (record.model_dump(mode="json", exclude={"environment", "data"}) for record in (self, other))
         return same(mine, its)
 
 
@@ -91,8 +128,8 @@ def same(a: Any, b: Any, hashes: bool = False) -> bool:
     return a == b or (hashes and None in (a, b))
 
 
-def environment(seconds: float, device: str) -> Environment:
-    """The environment of a figure that was just made."""
+def environment(seconds: float, device: str, **facts: Any) -> Environment:
+    """The environment of a figure that was just made; `facts` are fields of its own."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return Environment(
         seconds=round(seconds, 3),
@@ -103,6 +140,7 @@ def environment(seconds: float, device: str) -> Environment:
         git_commit=git_commit(),
         host=platform.node(),
         time=datetime.now(UTC).isoformat(timespec="seconds"),
+        **facts,
     )
 
 

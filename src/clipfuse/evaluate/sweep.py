@@ -7,12 +7,13 @@ from torch import Tensor
 
 from clipfuse.checkpoints.names import canonical_names
 from clipfuse.errors import ModelError
-from clipfuse.evaluate.evaluator import Candidate
+from clipfuse.evaluate.scoring import Candidate
 from clipfuse.fusion.merged import NO_GEOMETRY
 from clipfuse.fusion.sinks import TensorSink
 from clipfuse.fusion.sweep import Sweep
+from clipfuse.models.base import ClipBase
 from clipfuse.models.build import build_vision_model
-from clipfuse.models.encoder import ClipBase, VisionEncoder
+from clipfuse.models.encoder import VisionEncoder
 from clipfuse.shapes import Float
 
 
@@ -50,6 +51,15 @@ class SweepEncoder:
     def features(self, pixels: Float[Tensor, "batch 3 height width"], task: str | None) -> Float[Tensor, "batch embed"]:
         self.copy.set(self.value)
         return self.copy.encoder.features(pixels, task)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "SweepEncoder":
+        """Itself: the working copy is where and what it is, float32."""
+        return self
+
+    def identity(self) -> str:
+        """Of the merge with this value."""
+        self.copy.set(self.value)
+        return self.copy.encoder.identity()
 
 
 def sweep_candidates(sweep: Sweep, base: ClipBase, device: torch.device) -> Mapping[float, Candidate]:

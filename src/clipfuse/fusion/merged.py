@@ -22,7 +22,8 @@ from clipfuse.fusion.arrivals import Arrived
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel
 
-    from clipfuse.models.encoder import ClipBase, VisionEncoder
+    from clipfuse.models.base import ClipBase
+    from clipfuse.models.encoder import VisionEncoder
 
 RECIPE = "clipfuse.json"
 STATE = "state.safetensors"
@@ -64,7 +65,8 @@ class Merged:
         Raises:
             ModelError: no base is given and the recipe knows none.
         """
-        from clipfuse.models.encoder import VisionEncoder, known_base, open_base
+        from clipfuse.models.base import known_base, open_base
+        from clipfuse.models.encoder import VisionEncoder
 
         members = (m for m in self.recipe["pool"] if m["name"] == "_pretrained_" and m.get("path"))
         own = next((member["path"] for member in members), None)

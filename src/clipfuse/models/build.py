@@ -16,7 +16,7 @@ from clipfuse.checkpoints.writer import SafetensorsWriter, new_folder, write_tex
 from clipfuse.errors import ModelError
 
 if TYPE_CHECKING:
-    from transformers import CLIPImageProcessorPil, CLIPModel, CLIPVisionModel
+    from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTextModelWithProjection, CLIPVisionModel
 
 
 def build_vision_model(
@@ -60,23 +60,30 @@ def is_full_clip(folder: Path) -> bool:
 
 
 def load_clip_model(folder: Path) -> "CLIPModel":
-    """The full `CLIPModel` of a folder, float32, in eval mode.
-
-    Raises:
-        ModelError: the folder holds a vision encoder only, or no CLIP.
-    """
+    """The full `CLIPModel` of a folder, float32, in eval mode. Raises ModelError: no full or no whole CLIP."""
     from transformers import CLIPModel
 
+    return load_whole(CLIPModel, folder)
+
+
+def load_text_model(folder: Path) -> "CLIPTextModelWithProjection":
+    """The text tower of a full CLIP's folder, float32, in eval mode. Raises ModelError: no full or no whole CLIP."""
+    from transformers import CLIPTextModelWithProjection
+
+    return load_whole(CLIPTextModelWithProjection, folder)
+
+
+def load_whole(kind: Any, folder: Path) -> Any:
+    """A transformers class from the folder of a full CLIP, with every one of its parameters found there."""
     if not is_full_clip(folder):
         raise ModelError(f"{folder}: is not a full CLIP model; a base needs its text encoder too")
     with quiet_transformers():
-        loaded: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    model, info = loaded
-    for kind in ("missing_keys", "mismatched_keys"):
-        if info[kind]:
-            first = min(map(str, info[kind]))
+        model, info = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    for problem in ("missing_keys", "mismatched_keys"):
+        if info[problem]:
+            first = min(map(str, info[problem]))
             raise ModelError(
-                f"{folder}: is no whole CLIP model: {len(info[kind])} {kind.replace('_', ' ')}, e.g. {first}"
+                f"{folder}: is no whole CLIP model: {len(info[problem])} {problem.replace('_', ' ')}, e.g. {first}"
             )
     return model.eval()
 

@@ -1,26 +1,24 @@
-"""What models are measured on: tasks, splits, heads and preprocessing of one base."""
+"""What models are measured on: tasks, images, heads and preprocessing of one base."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from clipfuse.cache import cache_folder
-from clipfuse.data import Preprocess, Split, open_split, read_preprocess
-from clipfuse.errors import ConfigError, TaskError
-from clipfuse.evaluate import Candidate, Record, Score, evaluate
-from clipfuse.evaluate.metrics import wilson
-from clipfuse.evaluate.record import environment
-from clipfuse.fusion.merge import as_dtype
-from clipfuse.heads import Head, zero_shot_heads
-from clipfuse.models.encoder import ClipBase, open_base
+from clipfuse.data import Corruption, ImageSet, Preprocess, make_ready, open_images, open_split, read_preprocess
+from clipfuse.data.corruptions import CORRUPTIONS, find_corruption
+from clipfuse.errors import ConfigError
+from clipfuse.evaluate import Candidate, Score, ScoreStore, Scoring, evaluate
+from clipfuse.evaluate.workers import find_workers
+from clipfuse.heads import Head, joint_head, zero_shot_heads
+from clipfuse.models.base import ClipBase, open_base
+from clipfuse.models.encoder import Encoder, VisionEncoder
 from clipfuse.run.config import MeasureConfig
 from clipfuse.run.progress import Stage, silent
-from clipfuse.tasks import Task, TaskPoolConfig, catalog, find_task, fold, read_task
-from clipfuse.tiny import materialise
-from clipfuse.tiny.suite import SUITE, lacking
+from clipfuse.run.tasks import draw_tiny
+from clipfuse.tasks import Task
 from clipfuse.tiny.task import SPLITS
 
 
@@ -30,89 +28,63 @@ class Bench:
 
     base: ClipBase
     tasks: tuple[Task, ...]
-    splits: Mapping[str, tuple[Split, ...]]
+    images: Mapping[str, tuple[ImageSet, ...]]
     """By name of the split, in the tasks' order."""
     heads: Mapping[str, Head]
     preprocess: Preprocess
-    device: torch.device
-    batch_size: int
-    limit: int | None
-    dtype: torch.dtype = torch.float32
-    """Of the forward passes."""
+    scoring: Scoring
+    config: MeasureConfig
+    corruptions: tuple[Corruption | None, ...] = (None,)
+    """What is done to the images that are reported on; None is nothing."""
 
-    def score(self, candidates: Sequence[Candidate], split: str, stage: Stage) -> list[Score]:
-        """Scores of candidates on every task's `split`."""
-        splits = self.splits[split]
-        images = sum(len(s) for s in splits for c in candidates if c.tasks is None or s.task in c.tasks)
-        with stage(f"evaluate on {split}", images, "img") as told:
-            return evaluate(
-                candidates, splits, self.heads, self.preprocess,
-                batch_size=self.batch_size, device=self.device, progress=told,
-            )  # fmt: skip
+    @property
+    def device(self) -> torch.device:
+        return self.scoring.device
 
-    def record(self, score: Score, split: str, role: Literal["base", "expert", "merged", "other"], **of: Any) -> Record:
-        """A score with all that is needed to get it again; `of` gives recipe or source, and uses."""
-        task = next(task for task in self.tasks if task.name == score.task)
-        return Record(
-            model=score.model,
-            role=role,
-            recipe=of.get("recipe"),
-            source=of.get("source"),
-            base=self.base.ref,
-            parameters=score.parameters,
-            task=score.task,
-            split=split,
-            classes=len(task.classes),
-            fingerprint=score.fingerprint,
-            limit=self.limit,
-            n=score.n,
-            correct=score.correct,
-            accuracy=score.correct / score.n,
-            interval=wilson(score.correct, score.n),
-            loss=score.loss,
-            uses=tuple(of.get("uses", ())),
-            dtype=str(self.dtype).removeprefix("torch."),
-            batch_size=self.batch_size,
-            environment=environment(score.seconds, str(self.device)),
-        )
+    def ready(self, candidate: Candidate, scoring: Scoring) -> Candidate:
+        """A candidate that opens on the device, in the precision of the forward passes."""
+        dtype = torch.float32 if scoring.dtype == "tf32" else getattr(torch, scoring.dtype)
 
+        def opened() -> Encoder:
+            encoder: Any = candidate.open()
+            encoder = encoder.to(self.device, dtype)
+            if scoring.compiled and isinstance(encoder, VisionEncoder):
+                encoder.vision = torch.compile(encoder.vision)  # type: ignore[assignment]
+            return encoder
 
-def find_tasks(taskpool: TaskPoolConfig) -> list[Task]:
-    """The tasks of a pool; a list of names or paths."""
-    tasks = [get_task(name) for name in taskpool.tasks]
-    names = [task.name for task in tasks]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise TaskError(f"taskpool.tasks: {twice!r} is in it twice")
-    return tasks
+        return replace(candidate, open=opened)
 
+    def score(
+        self,
+        candidates: Sequence[Candidate],
+        split: str,
+        stage: Stage,
+        corruption: Corruption | None = None,
+        most: int | None = None,
+        **scoring: Any,
+    ) -> list[Score]:
+        """Scores of candidates on every task's `split`, on so many blocks; `scoring` replaces fields of the bench's."""
+        sets = [replace(images, corruption=corruption, most=most) for images in self.images[split]]
+        images = sum(s.size for s in sets for c in candidates if c.tasks is None or s.split.task in c.tasks)
+        how = replace(self.scoring, **scoring)
+        ready = [self.ready(candidate, how) for candidate in candidates]
+        what = f"evaluate on {split}" + (f", {corruption}" if corruption else "")
+        with stage(what, images, "img") as told:
+            return evaluate(ready, sets, self.heads, how, lambda count, tally: told(count, tally))
 
-def get_task(name: str) -> Task:
-    """A task by name or path; `tiny-…` comes from the offline suite. Raises TaskError with the nearest name."""
-    return find_task(name, [tiny_folder()] if fold(name).startswith("tiny_") else [])
+    def temperatures(self, candidates: Sequence[Candidate], stage: Stage) -> dict[tuple[str, str], float]:
+        """(model, task) → the temperature that fits the val split best; empty unless the bench calibrates."""
+        if not self.config.calibrate:
+            return {}
+        scores = self.score(candidates, "val", stage, fit=True, joint=None)
+        return {(score.model, score.task): score.fitted for score in scores if score.fitted is not None}
 
-
-def all_tasks() -> list[Task]:
-    """Every task that has a name."""
-    return [read_task(path) for path in [*catalog().values(), *sorted(tiny_folder().glob("*.yaml"))]]
-
-
-def tiny_folder() -> Path:
-    """Where the offline suite's tasks are; their pictures are drawn by `draw_tiny`."""
-    return materialise(cache_folder("tiny"), names=())
-
-
-def is_tiny(task: Task) -> bool:
-    """Whether the task is one of the offline suite, whose pictures appear when they are needed."""
-    return task.name in {known.name for known in SUITE} and Path(str(task.folder)).parent == tiny_folder()
-
-
-def draw_tiny(tasks: Sequence[Task], splits: Sequence[str], stage: Stage = silent) -> None:
-    """Draw the pictures of those tasks that are of the offline suite, unless the cache has them."""
-    names = {task.name for task in tasks if is_tiny(task)}
-    counts = [task.counts()[s] for task in SUITE if task.name in names for s in lacking(task, splits, tiny_folder())]
-    if counts:
-        with stage("draw the tiny suite, once", sum(counts), "img") as told:
-            materialise(cache_folder("tiny"), names, splits, told)
+    def in_float32(self, candidates: Sequence[Candidate], split: str, stage: Stage) -> dict[tuple[str, str], Score]:
+        """(model, task) → the score in float32 on the first block, where the passes have a lower precision."""
+        if self.scoring.dtype == "float32":
+            return {}
+        scores = self.score(candidates, split, stage, most=1, dtype="float32", joint=None)
+        return {(score.model, score.task): score for score in scores}
 
 
 def open_bench(
@@ -120,18 +92,61 @@ def open_bench(
     base: str,
     splits: Sequence[str],
     config: MeasureConfig,
-    dtype: str = "float32",
     stage: Stage = silent,
 ) -> Bench:
-    """Open the splits first (they fail soonest), then the base, then encode the prompts."""
-    device = as_device(config.device)
-    draw_tiny(tasks, [name for name in splits if name in SPLITS], stage)
-    opened = {name: tuple(open_split(task, name, config.limit, config.seed) for task in tasks) for name in splits}
-    clip = open_base(base)
-    preprocess = read_preprocess(clip.folder)
-    heads = zero_shot_heads(clip, tasks)
-    kind = as_dtype(dtype) or torch.float32
-    return Bench(clip, tuple(tasks), opened, heads, preprocess, device, config.batch_size, config.limit, kind)
+    """Open the splits first (they fail soonest), then the base, then decode images and encode prompts."""
+    workers = find_workers()
+    device = workers.device or as_device(config.device)
+    corruptions = find_corruptions(config)
+    if config.precision == "tf32" and device.type != "cuda":
+        raise ConfigError(f"precision: tf32 is of CUDA devices; forward passes are on {device.type}")
+    wanted = [*splits, *(["val"] if config.calibrate and "val" not in splits else [])]
+    with workers.first_of_machine():
+        draw_tiny(tasks, [name for name in wanted if name in SPLITS], stage)
+        opened = {name: [open_split(task, name, config.limit, config.seed) for task in tasks] for name in wanted}
+        clip = open_base(base)
+        preprocess = read_preprocess(clip.folder)
+        images = {
+            name: tuple(open_images(split, preprocess, config.image_cache, config.unreadable) for split in found)
+            for name, found in opened.items()
+        }
+        decode([images for found in images.values() for images in found], stage)
+        heads = zero_shot_heads(clip, tasks, cache_folder("heads"))
+    scoring = Scoring(
+        device=device,
+        dtype=config.precision,
+        compiled=config.compile,
+        batch_size=None if config.batch_size == "auto" else config.batch_size,
+        joint=joint_head(heads) if config.joint else None,
+        workers=workers,
+        store=ScoreStore(cache_folder("scores")) if config.reuse else None,
+    )
+    return Bench(clip, tuple(tasks), images, heads, preprocess, scoring, config, corruptions)
+
+
+def decode(sets: Sequence[ImageSet], stage: Stage) -> None:
+    """Decode into the cache what it lacks. Raises TaskError for images that cannot be read."""
+    if lacking := sum(images.lacking for images in sets):
+        with stage("decode images, once", lacking, "img") as told:
+            for images in sets:
+                make_ready(images, told)
+    else:
+        for images in sets:
+            make_ready(images)
+
+
+def find_corruptions(config: MeasureConfig) -> tuple[Corruption | None, ...]:
+    """What a configuration does to the test images. Raises TaskError, ConfigError."""
+    names = [config.corruption] if isinstance(config.corruption, str) else list(config.corruption or ["none"])
+    names = [name for given in names for name in (CORRUPTIONS if given == "all" else [given])]
+    severities = [config.severity] if isinstance(config.severity, int) else config.severity
+    if wrong := next((severity for severity in severities if not 1 <= severity <= 5), None):
+        raise ConfigError(f"severity: takes 1 to 5 (found {wrong})")
+    found: list[Corruption | None] = []
+    for name in names:
+        known = None if name == "none" else find_corruption(name)
+        found += [Corruption(known, severity, config.seed) for severity in severities] if known else [None]
+    return tuple(dict.fromkeys(found))
 
 
 def as_device(name: str) -> torch.device:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from clipfuse.config import Config
 
@@ -14,13 +14,38 @@ class MeasureConfig(Config):
     """How models are measured: what every job that scores models takes."""
 
     seed: int = 0
-    """For random edits, carved splits and limits."""
+    """For random edits, carved splits, limits and corruptions."""
     device: str = "auto"
     """For forward passes: auto, cpu, cuda, cuda:1, mps. A CUDA device that is named also merges."""
-    batch_size: int = Field(128, ge=1)
-    """Images a forward pass."""
+    batch_size: int | Literal["auto"] = "auto"
+    """Images a forward pass; `auto` goes by device and model, and gets smaller where memory runs out."""
     limit: int | None = Field(None, ge=1)
     """Images a split; None is all."""
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
+    """Of the forward passes; of a lower one the difference from float32 is reported."""
+    compile: bool = False
+    """Compile vision towers by `torch.compile`: takes a minute first, pays off on a GPU only."""
+    image_cache: bool = True
+    """Keep decoded images on disk; see `clipfuse cache`."""
+    reuse: bool = True
+    """Take scores that were measured before, by content, and go on with unfinished ones."""
+    unreadable: Literal["error", "skip"] = "error"
+    """What becomes of images that cannot be read: an error, or they are left out and counted."""
+    calibrate: bool = False
+    """Fit each model's temperature on the val split, and report loss and calibration with it too."""
+    joint: bool = False
+    """Score with all tasks' classes in one head, too: the model is not told the task."""
+    corruption: str | Sequence[str] | None = None
+    """Corruptions of the test images, one or a list; `all`, and `none` for the clean images beside them."""
+    severity: int | Sequence[int] = 3
+    """Their severities, 1 to 5."""
+
+    @field_validator("batch_size")
+    @classmethod
+    def at_least_one(cls, size: int | str) -> int | str:
+        if isinstance(size, int) and size < 1:
+            raise ValueError(f"takes auto, or a number from 1 up (found {size})")
+        return size
 
 
 class EvaluateConfig(MeasureConfig):
@@ -32,8 +57,6 @@ class EvaluateConfig(MeasureConfig):
     """The CLIP that gives text encoder, projections and processor; found from the models by default."""
     split: str = "test"
     """Split that is scored."""
-    dtype: str = "float32"
-    """Of the forward passes."""
 
 
 class RunConfig(MeasureConfig):
@@ -59,6 +82,8 @@ class RunConfig(MeasureConfig):
     """Of the merged weights; the base's by default."""
     memory: int | str | None = None
     """Most bytes that leaves in work may take together, a number or as in 2GB."""
+    published: bool = False
+    """Print the published figures of the same base, methods and tasks beside those that were measured."""
     out: str | None = None
     """Folder of the run; `runs/<time>_<method>` by default."""
     overwrite: bool = False

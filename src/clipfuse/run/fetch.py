@@ -4,13 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clipfuse.checkpoints.locate import CLIP, VISION, HubRef, RemoteFile, download, hub_errors, hub_ref, remote_files
-from clipfuse.errors import LocateError, TaskError
+from clipfuse.checkpoints.hub import HubRef, RemoteFile
+from clipfuse.checkpoints.locate import CLIP, VISION, download, hub_ref, remote_files
+from clipfuse.data.hub_data import builder_of, prepare, source_files, standing
+from clipfuse.errors import LocateError
 from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
 from clipfuse.tasks import Task
-
-DATA = (".parquet", ".arrow", ".zip", ".tar", ".gz", ".jsonl", ".csv", ".png", ".jpg")
-"""Endings of files that a data set consists of."""
 
 
 @dataclass(frozen=True)
@@ -57,24 +56,13 @@ def model_want(name: str, hub: HubRef, commit: str, files: list[RemoteFile]) -> 
 
 
 def task_want(task: Task) -> Want:
-    """A task's data set: sizes from the hub, download and preparation through `datasets`."""
-    from huggingface_hub import HfApi
-
-    with hub_errors(HubRef(str(task.hub_dataset), task.revision)):
-        info: Any = HfApi().dataset_info(str(task.hub_dataset), revision=task.revision, files_metadata=True)
-    files = [RemoteFile(f.rfilename, f.size, False) for f in info.siblings or () if f.rfilename.endswith(DATA)]
-
-    def get() -> None:
-        import datasets
-        from datasets.exceptions import DatasetsError
-
-        for split in dict.fromkeys(task.splits.values()):
-            try:
-                datasets.load_dataset(str(task.hub_dataset), task.hub_config, split=split, revision=task.revision)
-            except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-                raise TaskError(f"{task.name}: {task.hub_dataset}: {str(error).splitlines()[0]}") from None
-
-    return Want("data set", task.name, str(task.hub_dataset), info.sha, tuple(files), get)
+    """A task's data set at the commit that its revision means now: all splits, prepared by `datasets`."""
+    stands = standing(task)
+    if stands.prepared:
+        held = RemoteFile("prepared", stands.prepared.info().get("download_size"), cached=True)
+        return Want("data set", task.name, stands.hub.repo, stands.prepared.commit, (held,), lambda: None)
+    files = tuple(source_files(stands, builder_of(task, stands)))
+    return Want("data set", task.name, stands.hub.repo, stands.info.sha, files, lambda: prepare(task, stands))
 
 
 def fetch(wants: Sequence[Want], told: Callable[[Want], None]) -> None:

@@ -1,7 +1,6 @@
 """Merging and scoring: choices of methods, beside the base and the experts."""
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,20 +8,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-import numpy as np
-import torch
-
 from clipfuse.checkpoints.hashes import compute_in_background
-from clipfuse.evaluate import Candidate, Record, Score
+from clipfuse.evaluate import Candidate, Record
 from clipfuse.fusion.chain import Chain
 from clipfuse.fusion.merge import merge
 from clipfuse.fusion.merged import Merged
 from clipfuse.fusion.sweep import Sweep
-from clipfuse.models.encoder import VisionEncoder
+from clipfuse.models.encoder import VisionEncoder, identity_of_files
 from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
 from clipfuse.run.bench import Bench
 from clipfuse.run.progress import Stage
-from clipfuse.tasks import Task
+from clipfuse.run.records import Role, record_of, save_predictions, with_references
 
 log = logging.getLogger(__name__)
 
@@ -79,21 +75,27 @@ def measure(
         merged[title] = merge_choice(pool, choice, stage, folder / "merged" if folder else None, work)
         candidates.append(Candidate(title, partial(merged_encoder, merged[title], bench), 4 * size, size))
     compute_in_background(file for checkpoint in pool.weights.checkpoints for file in checkpoint.files)
-    scores = bench.score(candidates, "test", stage)
-    members = [pool.describe(member["name"]) for member in pool.weights.members]
-    records = []
-    for score in scores:
-        log.info("%s on %s: %d of %d, %.1f s", score.model, score.task, score.correct, score.n, score.seconds)
-        if score.model in merged:
-            recipe = {**merged[score.model].recipe, "pool": members}
-            records.append(bench.record(score, "test", "merged", recipe=recipe, uses=recipe["uses"]))
-        else:
-            name = sources[score.model]
-            source = next(member for member in members if member["name"] == name)
-            records.append(bench.record(score, "test", "base" if name == PRETRAINED else "expert", source=source))
-    if folder:
-        save_predictions(folder / "predictions", scores)
-    return with_normalised(records, bench.tasks)
+    temperatures = bench.temperatures(candidates, stage)
+    records: list[Record] = []
+    for corruption in bench.corruptions:
+        scores = bench.score(candidates, "test", stage, corruption, temperatures=temperatures)
+        exact = {} if corruption else bench.in_float32(candidates, "test", stage)
+        members = [pool.describe(member["name"]) for member in pool.weights.members]
+        for score in scores:
+            log.info("%s on %s: %d of %d, %.1f s", score.model, score.task, score.correct, score.n, score.seconds)
+            of: dict[str, Any] = {"corruption": corruption, "exact": exact.get((score.model, score.task))}
+            if score.model in merged:
+                recipe = {**merged[score.model].recipe, "pool": members}
+                role: Role = "merged"
+                of |= {"recipe": recipe, "uses": recipe["uses"]}
+            else:
+                name = sources[score.model]
+                role = "base" if name == PRETRAINED else "expert"
+                of |= {"source": next(member for member in members if member["name"] == name)}
+            records.append(record_of(bench, score, "test", role, **of))
+        if folder:
+            save_predictions(folder / "predictions", scores, corruption)
+    return with_references(records, bench.tasks)
 
 
 def merge_choice(
@@ -124,33 +126,19 @@ def baseline_candidates(
         tasks = own if baselines == "own" and name != PRETRAINED else None
         if tasks is None or tasks:
             label = BASE if name == PRETRAINED else name
-            found.append(Candidate(label, partial(expert_encoder, pool, bench, name), 4 * size, size, tasks))
+            opened = partial(expert_encoder, pool, bench, name)
+            identity = None if pool.open(name).is_delta else partial(expert_identity, pool, bench, name)
+            found.append(Candidate(label, opened, 4 * size, size, tasks, identity))
     return found
 
 
 def merged_encoder(merged: Merged, bench: Bench) -> VisionEncoder:
-    return merged.encoder(bench.base).to(bench.device, bench.dtype)
+    return merged.encoder(bench.base)
 
 
 def expert_encoder(pool: HuggingFaceClipVisionPool, bench: Bench, name: str) -> VisionEncoder:
-    return VisionEncoder(pool.load_model(name), bench.base).to(bench.device, bench.dtype)
+    return VisionEncoder(pool.load_model(name), bench.base)
 
 
-def with_normalised(records: Sequence[Record], tasks: Sequence[Task]) -> list[Record]:
-    """Records with accuracy ÷ that of the task's own expert, where the same images were scored with it."""
-    named = {task.name: task for task in tasks}
-    own = {r.task: r.accuracy for r in records if r.role == "expert" and named[r.task].answers_to(r.model)}
-    return [r.model_copy(update={"normalised": r.accuracy / own[r.task]}) if own.get(r.task) else r for r in records]
-
-
-def save_predictions(folder: Path, scores: Sequence[Score]) -> None:
-    """Predicted labels per image: `<model>/<task>.npy`, (image,) int32."""
-    for score in scores:
-        place = folder / file_name(score.model)
-        place.mkdir(parents=True, exist_ok=True)
-        np.save(place / f"{file_name(score.task)}.npy", torch.cat(score.predictions).to(torch.int32).numpy())
-
-
-def file_name(name: str) -> str:
-    """A model's or task's name as a file name."""
-    return re.sub(r"[^\w =+()-]", "_", name)
+def expert_identity(pool: HuggingFaceClipVisionPool, bench: Bench, name: str) -> str:
+    return identity_of_files(pool.open(name), pool.geometry(name), bench.base)

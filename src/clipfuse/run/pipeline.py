@@ -21,14 +21,15 @@ from clipfuse.fusion.engine import check_chain
 from clipfuse.fusion.loading import load_plugins
 from clipfuse.fusion.merge import as_dtype, look_at, merge_device
 from clipfuse.fusion.sweep import sweep
-from clipfuse.models.encoder import known_base
+from clipfuse.models.base import known_base
 from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
-from clipfuse.report import Table, results_table
+from clipfuse.report import Table, results_tables
 from clipfuse.report.write import write_report
-from clipfuse.run.bench import Bench, find_tasks, open_bench
+from clipfuse.run.bench import Bench, open_bench
 from clipfuse.run.config import RunConfig
 from clipfuse.run.measure import WORK, Choice, measure
 from clipfuse.run.progress import Stage, silent
+from clipfuse.run.tasks import find_tasks
 from clipfuse.tasks import TaskPoolConfig
 
 log = logging.getLogger(__name__)
@@ -36,11 +37,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left: its folder, its records, their table, and the value that was chosen, if one was."""
+    """What a run left: its folder, its records, their tables, and the value that was chosen, if one was."""
 
     folder: Path
     records: list[Record]
-    table: Table
+    tables: list[Table]
     chosen: float | None
 
 
@@ -67,9 +68,9 @@ def run(tree: Mapping[str, Any], stage: Stage = silent) -> RunResult:
         work = {"dtype": config.dtype, "memory": config.memory, "device": merge_device(config.device)}
         choice = choose(pool, bench, chain, stage, work) if chain.values else Choice(chain)
         records = measure(pool, bench, [choice], config.baselines, stage, temporary, work)
-        table = results_table(records, selection(choice))
-        write_report(temporary, table, records, [r.model for r in records if r.role == "merged"][:1])
-    return RunResult(folder, records, table, choice.value)
+        tables = results_tables(records, selection(choice), config.published)
+        write_report(temporary, tables, records, [r.model for r in records if r.role == "merged"][:1])
+    return RunResult(folder, records, tables, choice.value)
 
 
 def selection(choice: Choice) -> list[str]:
@@ -102,7 +103,7 @@ def open_run(config: RunConfig, chain: Chain, stage: Stage) -> tuple[HuggingFace
     own = pool.get_model_config(PRETRAINED).path if pool.has_pretrained else None
     base = taskpool.base or own or known_base(pool.weights.geometry, "the pool")
     splits = ("test", "val") if chain.values else ("test",)
-    return pool, open_bench(tasks, base, splits, config, stage=stage)
+    return pool, open_bench(tasks, base, splits, config, stage)
 
 
 def choose(
@@ -116,7 +117,7 @@ def choose(
     with stage(f"merge {chain.method.rule.name} once", pool.weights.nbytes * chain.passes, "B") as told:
         found = sweep(pool, chain, progress=told, **work)
     candidates = sweep_candidates(found, bench.base, bench.device)
-    scores = bench.score(list(candidates.values()), "val", stage)
+    scores = bench.score(list(candidates.values()), "val", stage, dtype="float32", joint=None)
     means = {}
     for value, candidate in candidates.items():
         shares = [score.correct / score.n for score in scores if score.model == candidate.name]

@@ -13,10 +13,10 @@ from clipfuse.fusion.engine import check_chain
 from clipfuse.fusion.merge import as_dtype, look_at, merge_device
 from clipfuse.pool import HuggingFaceClipVisionPool, PoolView
 from clipfuse.pool.view import MEMORY, slices
-from clipfuse.run.bench import find_tasks, is_tiny
 from clipfuse.run.config import RunConfig
 from clipfuse.run.pipeline import chain_of
 from clipfuse.run.speed import measure_speed
+from clipfuse.run.tasks import find_tasks, is_tiny
 from clipfuse.tasks import TaskPoolConfig
 
 LOOKED_AT = 1 / 40

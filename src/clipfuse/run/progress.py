@@ -3,11 +3,14 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-Stage = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
-"""`stage(title, total, unit)`: a context whose value is told how much was done since the last call."""
+Stage = Callable[[str, int, str], AbstractContextManager[Callable[..., None]]]
+"""`stage(title, total, unit)`: a context whose value is told how much was done since the last call, and on what.
+
+What an evaluation is on is a `Tally`: a model on a task, with the counts so far.
+"""
 
 
 @contextmanager
-def silent(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def silent(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
     """Shows nothing."""
-    yield lambda count: None
+    yield lambda count, on=None: None

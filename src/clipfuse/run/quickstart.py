@@ -8,11 +8,12 @@ from clipfuse.config.presets import load_preset
 from clipfuse.evaluate import Record
 from clipfuse.fusion.chain import configure
 from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
-from clipfuse.run.bench import find_tasks, open_bench
+from clipfuse.run.bench import open_bench
 from clipfuse.run.config import MeasureConfig
 from clipfuse.run.measure import Choice, measure
 from clipfuse.run.pipeline import choose
 from clipfuse.run.progress import Stage, silent
+from clipfuse.run.tasks import find_tasks
 from clipfuse.tasks import TaskPoolConfig
 
 LAMBDAS = [0.2, 0.3, 0.45]
@@ -20,9 +21,6 @@ LAMBDAS = [0.2, 0.3, 0.45]
 
 TSV_LAMBDAS = [1.0, 1.25, 1.5]
 """The same for TSV-M, whose sum of truncated task vectors is shorter."""
-
-BATCH = 32
-"""Images a forward pass: of so small a model, more would spend a third of the time on fresh pages of memory."""
 
 SHOWN: list[tuple[dict[str, Any], list[str], list[dict[str, Any]]]] = [
     ({"name": "simple_average"}, [], []),
@@ -42,7 +40,7 @@ def quickstart(tree: Mapping[str, Any] | None = None, stage: Stage = silent) -> 
         tree: The keys of `MeasureConfig`.
         stage: Shows progress.
     """
-    config = parse(MeasureConfig, {"batch_size": BATCH, **(tree or {})}, "quickstart")
+    config = parse(MeasureConfig, tree or {}, "quickstart")
     pool = HuggingFaceClipVisionPool.from_tree(load_preset("modelpool", "tiny_TA8"))
     tasks = find_tasks(parse(TaskPoolConfig, load_preset("taskpool", "tiny_TA8"), "taskpool"))
     bench = open_bench(tasks, pool.get_model_config(PRETRAINED).path, ("test", "val"), config, stage=stage)

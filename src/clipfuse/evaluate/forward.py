@@ -1,0 +1,77 @@
+"""Forward passes: batches that fit the memory, and the precision of their products."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipfuse.errors import ModelError
+
+log = logging.getLogger(__name__)
+SMALL_MODEL = 16 << 20
+"""Bytes of weights up to which a model counts as small."""
+
+
+def automatic_batch(weights: int, device: torch.device) -> int:
+    """Images a forward pass where nobody says: by the device and the bytes of weights alone, so always the same.
+
+    A GPU is given enough to be busy, and less if it runs out of memory. On the CPU, a batch whose activations stay in
+    the caches is as fast as a large one: benchmarks/evaluate.py shows the curve.
+    """
+    if device.type == "cuda":
+        return 512
+    return 32 if weights <= SMALL_MODEL else 64
+
+
+class Batches:
+    """Runs a function over rows in batches; one that does not fit the memory halves them for good."""
+
+    def __init__(self, size: int, model: str):
+        self.size, self.model = size, model
+
+    def run(self, work: Callable[[int, int], dict[str, Tensor]], rows: int) -> list[dict[str, Tensor]]:
+        """`work(start, stop)` for all rows, in order.
+
+        Raises:
+            ModelError: a single image does not fit the memory.
+        """
+        found, start = [], 0
+        while start < rows:
+            try:
+                found.append(work(start, min(start + self.size, rows)))
+                start += self.size
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                if self.size == 1:
+                    raise ModelError(f"{self.model}: one image does not fit the memory of the device") from None
+                self.halve()
+        return found
+
+    def halve(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.size //= 2
+        log.warning("%s: out of memory; going on with %d images a forward pass", self.model, self.size)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """CUDA has a class for it, the CPU's allocator words."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def products(precision: str) -> Iterator[None]:
+    """Inside, CUDA multiplies float32 in TF32 if `precision` says so, and exactly otherwise."""
+    places: tuple[Any, Any] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [place.allow_tf32 for place in places]
+    try:
+        for place in places:
+            place.allow_tf32 = precision == "tf32"
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.allow_tf32 = value
