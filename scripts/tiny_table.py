@@ -20,11 +20,12 @@ from clipfuse.config.presets import load_preset
 from clipfuse.evaluate import Candidate
 from clipfuse.fusion.chain import configure
 from clipfuse.pool import HuggingFaceClipVisionPool
-from clipfuse.run.bench import Bench, find_tasks, open_bench
+from clipfuse.run.bench import Bench, open_bench
 from clipfuse.run.config import MeasureConfig
 from clipfuse.run.measure import BASE, Choice, baseline_candidates, merge_choice, merged_encoder
 from clipfuse.run.pipeline import choose
 from clipfuse.run.progress import silent
+from clipfuse.run.tasks import find_tasks
 from clipfuse.tasks import TaskPoolConfig
 from clipfuse.tiny.suite import SUITE, WEIGHTS
 
@@ -79,10 +80,8 @@ def measure(seed: int, bench: Bench) -> tuple[Right, dict[str, Choice]]:
             edge = " (an end of the grid)" if choice.value in (LAMBDAS[0], LAMBDAS[-1]) else ""
             print(f"seed {seed}: {name} λ={choice.value:g}{edge}", file=sys.stderr)
     right: Right = {}
-    labels = [np.asarray(split.labels) for split in bench.splits["test"]]
     for score in bench.score(candidates, "test", silent):
-        predicted = np.concatenate([np.asarray(part) for part in score.predictions])
-        right.setdefault(score.model, []).append(predicted == labels[NAMES.index(score.task)])
+        right.setdefault(score.model, []).append((score.columns["rank"] == 0).numpy())
     return right, chosen
 
 

@@ -160,7 +160,7 @@ def checksum(tensors: dict[str, Tensor]) -> int:
     """CRC-32 over all values, by name."""
     found = 0
     for name in sorted(tensors):
-        found = zlib.crc32(tensors[name].contiguous().view(torch.uint8).flatten().numpy(), found)
+        found = zlib.crc32(tensors[name].contiguous().view(torch.uint8).flatten().numpy().data, found)
     return found
 
 

@@ -44,8 +44,8 @@ def audit_task(name: str, stage: Stage = silent) -> Audit:
     draw_tiny([task], ["train", "test"], stage)
     train, test = open_split(task, "train"), open_split(task, "test")
     with stage("look at images", len(train) + len(test), "img") as told:
-        prints = [take_prints(split, told) for split in (train, test)]
-    found = overlap(*prints, train.labels, test.labels)
+        known, looked_for = take_prints(train, told), take_prints(test, told)
+    found = overlap(known, looked_for, train.labels, test.labels)
     return Audit(task.name, train, test, found)
 
 
