@@ -1,4 +1,4 @@
-"""A task of made-up photographs with DTD's words, and a base whose tokenizer reads them in about as many tokens as CLIP.
+"""A task of made-up photographs with DTD's words, and a tokenizer that reads prompts in about as many tokens as CLIP's.
 
 Clouds of noise as JPEG, 500 × 375 pixels, as large as photographs of these tasks are: decoding and resizing them costs
 what it costs on real ones. The tokenizer has a token for each word of the twenty tasks' prompts; CLIP's own, which
