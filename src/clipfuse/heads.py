@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,16 +17,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clipfuse.errors import ModelError
-from clipfuse.models.base import ClipBase, text_features
+from clipfuse.models.base import ClipBase
 from clipfuse.models.encoder import Encoder
+from clipfuse.models.text import text_features
 from clipfuse.shapes import Float
 from clipfuse.tasks import Task
 
 log = logging.getLogger(__name__)
 VERSION = 1
 """Of how heads are made; counts up whenever their bits change."""
-TOKENS = 2048
-"""Tokens of a forward pass of the text encoder."""
 
 
 @dataclass(frozen=True)
@@ -101,15 +100,13 @@ def zero_shot_heads(base: ClipBase, tasks: Sequence[Task], folder: Path | None =
 
 
 def make_heads(base: ClipBase, tasks: Sequence[Task]) -> dict[str, Head]:
-    """Heads from the text encoder; prompts of equal length in tokens go together, so nothing is padded."""
+    """Heads from the text encoder, all prompts of the tasks together."""
     if not tasks:
         return {}
     prompts = sorted({prompt for task in tasks for row in task.prompts() for prompt in row})
     model = base.text_model()
     tokens = base.tokens(prompts, model.config.max_position_embeddings)
-    embeddings = torch.empty(len(prompts), model.text_projection.out_features)
-    for rows in batches([len(ids) for ids in tokens]):
-        embeddings[rows] = text_features(model, torch.tensor([tokens[row] for row in rows]))
+    embeddings = text_features(model, tokens)
     place = {prompt: row for row, prompt in enumerate(prompts)}
     heads = {}
     for task in tasks:
@@ -117,19 +114,6 @@ def make_heads(base: ClipBase, tasks: Sequence[Task]) -> dict[str, Head]:
         means = embeddings[rows].mean(1)  # (class, embed)
         heads[task.name] = Head(torch.nn.functional.normalize(means, dim=-1), base.logit_scale, base.identity)
     return heads
-
-
-def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Rows of equal length, as many together as make about `TOKENS` tokens."""
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    batch: list[int] = []
-    for row in order:
-        if batch and (lengths[row] != lengths[batch[0]] or len(batch) * lengths[row] >= TOKENS):
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
 
 
 def head_key(base: ClipBase, task: Task) -> str:

@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoTokenizer
 
 import clipfuse
 from clipfuse.errors import ModelError
-from clipfuse.heads import Head, batches, joint_head, zero_shot_heads
+from clipfuse.heads import Head, joint_head, zero_shot_heads
 from clipfuse.models.base import known_base, open_base
 from clipfuse.models.encoder import VisionEncoder
 from clipfuse.run.tasks import get_task
@@ -97,14 +97,6 @@ def test_a_damaged_head_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureF
     (again,) = zero_shot_heads(base, [task], tmp_path).values()
     assert torch.equal(made.weights, again.weights)
     assert "is damaged" in caplog.text
-
-
-def test_prompts_of_one_length_go_together_and_none_is_left_out():
-    lengths = torch.randint(4, 30, (5000,), generator=torch.Generator().manual_seed(0)).tolist()
-    found = list(batches(lengths))
-    assert sorted(row for batch in found for row in batch) == list(range(5000))
-    assert all(len({lengths[row] for row in batch}) == 1 for batch in found)
-    assert max(len(batch) * lengths[batch[0]] for batch in found) < 2048 + 30
 
 
 def test_a_joint_head_is_all_heads_in_order():

@@ -1,6 +1,7 @@
 """`clipfuse compare`."""
 
 from dataclasses import asdict
+from math import isfinite
 from typing import Annotated
 
 import typer
@@ -25,6 +26,9 @@ def command(
 
     found = compare_runs(a, b, model_a, model_b)
     if as_json:
-        print_json(asdict(found))
+        tree = asdict(found)
+        for task in tree["tasks"].values():  # JSON knows no infinity: no difference could be found
+            task["detectable"] = task["detectable"] if isfinite(task["detectable"]) else None
+        print_json(tree)
     else:
         comparison_table(found).print()

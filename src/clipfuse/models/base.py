@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from clipfuse.checkpoints.checkpoint import open_files, weights_file
@@ -100,12 +99,6 @@ class ClipBase:
     def tokens(self, prompts: Sequence[str], length: int) -> list[list[int]]:
         """Token ids of each prompt, cut to `length`."""
         return self.tokenizer(list(prompts), truncation=True, max_length=length)["input_ids"]
-
-
-@torch.no_grad()
-def text_features(model: "CLIPTextModelWithProjection", ids: Tensor) -> Float[Tensor, "prompt embed"]:
-    """Text embeddings in the shared space, unit length, of prompts of one length in tokens, (prompt, token)."""
-    return torch.nn.functional.normalize(model(input_ids=ids).text_embeds.float(), dim=-1)
 
 
 def open_base(ref: str) -> ClipBase:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,6 +57,8 @@ def run(tree: Mapping[str, Any], stage: Stage = silent) -> RunResult:
         ClipfuseError: one line; nothing is left half-written.
     """
     config = parse(RunConfig, tree, "run")
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise ConfigError("run: is for one process; merge first, then torchrun … -m clipfuse evaluate merged/")
     chain = chain_of(config)
     now = f"{datetime.now():%Y-%m-%d_%H%M%S_%f}"[:-3]
     folder = Path(config.out or f"runs/{now}_{chain.method.rule.name}")
