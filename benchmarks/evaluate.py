@@ -35,7 +35,7 @@ from clipfuse.pool import HuggingFaceClipVisionPool
 from clipfuse.run.models import score_models
 from clipfuse.tasks import read_task
 
-BENCH = Path(".bench")
+BENCH, CPU = Path(".bench"), torch.device("cpu")
 
 
 def timed(work: Callable[[], Any]) -> float:
@@ -57,7 +57,7 @@ def bare(vision: Any, pixels: Tensor, batch: int) -> None:
 
 def one_model(encoder: VisionEncoder, images: ImageSet, heads: dict[str, Head], rounds: int) -> None:
     """Throughput of a loaded model from the cache ÷ that of a loop over ready tensors."""
-    pixels, batch = ready(images), automatic_batch(encoder.bytes, torch.device("cpu"))
+    pixels, batch = ready(images), automatic_batch(CPU)
     candidate = Candidate("model", lambda: encoder, encoder.bytes)
     ratios, rates = [], []
     for _ in range(rounds):
@@ -89,7 +89,7 @@ def many_models(
         alone = 0.0
         for name in experts:
             vision = pool.load_model(name)
-            alone += timed(lambda vision=vision: bare(vision, pixels, automatic_batch(size, torch.device("cpu"))))
+            alone += timed(lambda vision=vision: bare(vision, pixels, automatic_batch(CPU)))
         candidates = [Candidate(n, partial(open_expert, pool, base, n), size) for n in experts]
         ours = timed(lambda: evaluate(candidates, [images], heads))
         ratios.append(ours / alone)

@@ -133,9 +133,10 @@ def raising(start: int, stop: int) -> dict[str, Tensor]:
     raise RuntimeError("something else")
 
 
-def test_the_automatic_batch_depends_on_device_and_model_alone():
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert automatic_batch(1 << 20, cpu) < automatic_batch(350 << 20, cpu) < automatic_batch(350 << 20, cuda)
+def test_the_automatic_batch_is_recorded(setup: Setup):
+    candidates, sets, heads = setup
+    (score,) = evaluate(candidates[:1], sets[:1], heads)
+    assert score.batch_size == automatic_batch(torch.device("cpu")) < automatic_batch(torch.device("cuda"))
 
 
 def test_precision_of_products_is_put_back():

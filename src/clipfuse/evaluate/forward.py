@@ -11,19 +11,15 @@ from torch import Tensor
 from clipfuse.errors import ModelError
 
 log = logging.getLogger(__name__)
-SMALL_MODEL = 16 << 20
-"""Bytes of weights up to which a model counts as small."""
 
 
-def automatic_batch(weights: int, device: torch.device) -> int:
-    """Images a forward pass where nobody says: by the device and the bytes of weights alone, so always the same.
+def automatic_batch(device: torch.device) -> int:
+    """Images a forward pass where nobody says: by the type of device alone, so always the same.
 
-    A GPU is given enough to be busy, and less if it runs out of memory. On the CPU, a batch whose activations stay in
-    the caches is as fast as a large one: benchmarks/evaluate.py shows the curve.
+    A GPU is given enough to be busy, and less if it runs out of memory. On the CPU a batch whose activations stay in
+    the caches is faster than a large one: benchmarks/evaluate.py prints the curve.
     """
-    if device.type == "cuda":
-        return 512
-    return 32 if weights <= SMALL_MODEL else 64
+    return 512 if device.type == "cuda" else 32
 
 
 class Batches:

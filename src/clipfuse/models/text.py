@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 TOKENS = 1024
 """Tokens of a forward pass: their activations stay in the caches."""
-SHARED = 16
+SHARED = 32
 """Prompts that must begin alike for the beginning to be computed apart."""
 
 Memory = list[tuple[Tensor, Tensor]]
