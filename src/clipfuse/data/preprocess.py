@@ -54,7 +54,7 @@ class Preprocess:
         """(x / 255 − mean) / std, float32."""
         mean = torch.tensor(self.mean, device=pixels.device).view(1, 3, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1)
-        return (pixels.float() * (1 / 255) - mean) / std
+        return pixels.float().mul_(1 / 255).sub_(mean).div_(std)
 
 
 def planes(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
