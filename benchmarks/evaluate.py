@@ -3,7 +3,8 @@
     python benchmarks/evaluate.py                       # B/32 geometry, random weights, made-up photographs
     python benchmarks/evaluate.py --peers               # and FusionBench, in an environment of its own
 
-Everything is measured in one run, in rounds, by turns; a ratio is printed with its range over rounds.
+Everything is measured in one run, in rounds, by turns; a ratio is printed with its range over rounds. The allocator is told
+what the command line tells it, for the bare loops too.
 """
 
 import json
@@ -25,6 +26,7 @@ from peers import PEERS
 from torch import Tensor
 
 from clipfuse.cache import cache_folder
+from clipfuse.cli.allocator import keep_large_blocks
 from clipfuse.data import ImageSet, blocks, make_ready, open_images, open_split, read_preprocess
 from clipfuse.evaluate import Candidate, evaluate
 from clipfuse.evaluate.forward import automatic_batch
@@ -175,6 +177,7 @@ def main(
     peers: Annotated[bool, typer.Option("--peers", help="Also measure FusionBench.")] = False,
 ) -> None:
     """Measure and print."""
+    keep_large_blocks()
     print(machine())
     recipe = Recipe(with_clip=True)
     pool = HuggingFaceClipVisionPool.from_yaml(make_pool(BENCH / "b32-clip", recipe))

@@ -8,6 +8,7 @@ splits a rare word, needs a few more.
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -74,5 +75,6 @@ def write_tokenizer(folder: Path) -> None:
         "eos_token": names[-1],
         "bos_token": names[-2],
     }
+    kind |= {"model_input_names": ["input_ids", "attention_mask"]}
     (folder / "tokenizer_config.json").write_text(json.dumps(kind), encoding="utf-8")
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")

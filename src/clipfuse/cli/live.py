@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from clipfuse.cli.allocator import give_back_large_blocks, keep_large_blocks
 from clipfuse.cli.options import bar, duration
 
 if TYPE_CHECKING:
@@ -17,10 +18,21 @@ if TYPE_CHECKING:
 @contextmanager
 def live(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
     """Shows how far work is; of an evaluation also what was found so far. Gone at its end."""
-    if not (title.startswith("evaluate") and sys.stderr.isatty()):
+    if not title.startswith("evaluate"):
         with bar(title, total, unit) as told:
             yield told
         return
+    keep_large_blocks()
+    try:
+        with (board_of if sys.stderr.isatty() else bar)(title, total, unit) as told:
+            yield told
+    finally:
+        give_back_large_blocks()
+
+
+@contextmanager
+def board_of(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
+    """The table, on a terminal."""
     from rich.console import Console
     from rich.live import Live
 
