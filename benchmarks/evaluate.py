@@ -3,8 +3,8 @@
     python benchmarks/evaluate.py                       # B/32 geometry, random weights, made-up photographs
     python benchmarks/evaluate.py --peers               # and FusionBench, in an environment of its own
 
-Everything is measured in one run, in rounds, by turns; a ratio is printed with its range over rounds. The allocator is told
-what the command line tells it, for the bare loops too.
+Everything is measured in one run, in rounds, by turns; a ratio is printed with its range over rounds. The allocator is
+told what the command line tells it, for the bare loops too.
 """
 
 import json

@@ -8,7 +8,6 @@ splits a rare word, needs a few more.
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml

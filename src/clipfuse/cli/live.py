@@ -64,10 +64,11 @@ class Board:
 
         table = Table(header_style="bold", box=None, pad_edge=False)
         table.add_column("model", no_wrap=True)
-        for task in self.tasks:
+        tasks = list(self.tasks)  # a copy: another thread adds to them
+        for task in tasks:
             table.add_column(task.replace("-", "-\n"), justify="right", no_wrap=True)
         for model, found in list(self.cells.items()):
-            table.add_row(model, *[found.get(task, "") for task in self.tasks])
+            table.add_row(model, *[found.get(task, "") for task in tasks])
         spent = time.perf_counter() - self.began
         rate = self.done / spent if spent else 0.0
         left = f", {duration((self.total - self.done) / rate)} left" if rate and self.done < self.total else ""
