@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from contextlib import redirect_stdout
+from typing import Any
 
 from datasets import load_dataset
 from fusion_bench.taskpool import CLIPVisionModelTaskPool
@@ -25,7 +26,7 @@ class Processor:
         self.tokenizer = AutoTokenizer.from_pretrained(base)
         self.image_processor = CLIPImageProcessor.from_pretrained(base)
 
-    def __call__(self, image=None, text=None, **settings):
+    def __call__(self, image: Any = None, text: Any = None, **settings: Any) -> Any:
         if text is not None:
             return self.tokenizer(text, **settings)
         return self.image_processor(images=[image.convert("RGB")], return_tensors="pt")["pixel_values"][0]

@@ -72,11 +72,11 @@ class Board:
         spent = time.perf_counter() - self.began
         rate = self.done / spent if spent else 0.0
         left = f", {duration((self.total - self.done) / rate)} left" if rate and self.done < self.total else ""
-        line = Text(f"{self.title}: {self.done:,} of {self.total:,} img, {rate:,.0f} img/s{left}", style="dim")
+        line = Text(f" {self.title}: {self.done:,} of {self.total:,} img, {rate:,.0f} img/s{left}", style="dim")
         return Group(table, ProgressBar(total=max(self.total, 1), completed=self.done, width=40), line)
 
 
 def cell(n: int, correct: int, images: int) -> str:
     """Accuracy in per cent; with a share of the images while not all are scored."""
-    accuracy = f"{100 * correct / n:.1f}" if n else ""
+    accuracy = f"{100 * (correct / n):.1f}" if n else ""
     return accuracy if n >= images else f"{accuracy} ({100 * n // images} %)"
