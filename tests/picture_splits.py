@@ -37,6 +37,7 @@ class Linear:
     base: str = "b"
     needs_task_id: bool = False
     bytes: int = 100
+    widest: int = 0
     watch: Callable[[Tensor], None] = lambda pixels: None
 
     def features(self, pixels: Tensor, task: str | None) -> Tensor:

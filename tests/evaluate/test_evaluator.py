@@ -137,6 +137,9 @@ def test_the_automatic_batch_is_recorded(setup: Setup):
     candidates, sets, heads = setup
     (score,) = evaluate(candidates[:1], sets[:1], heads)
     assert score.batch_size == automatic_batch(torch.device("cpu")) < automatic_batch(torch.device("cuda"))
+    tokens_and_width = {32: (50, 3072), 8: (197, 3072), 4: (257, 4096), 1: (10_000, 4096)}
+    for batch, (tokens, width) in tokens_and_width.items():
+        assert automatic_batch(torch.device("cpu"), 4 * tokens * width) == batch
 
 
 def test_precision_of_products_is_put_back():

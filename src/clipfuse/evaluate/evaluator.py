@@ -112,7 +112,7 @@ def score_split(
         name = job.candidate.name
         job.parts = store.parts(job.key, share) if store and job.key else {}
         size = min((part.batch_size for part in job.parts.values()), default=None) or scoring.batch_size
-        batches[name] = Batches(size or automatic_batch(scoring.device), name)
+        batches[name] = Batches(size or automatic_batch(scoring.device, encoders[name].widest), name)
         tallies[name] = Tally(name, images.split.task, images.size)
         for part in job.parts.values():
             tell(progress, tallies[name], part.columns)

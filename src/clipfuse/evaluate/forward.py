@@ -13,13 +13,21 @@ from clipfuse.errors import ModelError
 log = logging.getLogger(__name__)
 
 
-def automatic_batch(device: torch.device) -> int:
-    """Images a forward pass where nobody says: by the type of device alone, so always the same.
+KEPT = 32 << 20
+"""Bytes of the largest block that glibc keeps when it is freed."""
 
-    A GPU is given enough to be busy, and less if it runs out of memory. On the CPU a batch whose activations stay in
-    the caches is faster than a large one: benchmarks/evaluate.py prints the curve.
+
+def automatic_batch(device: torch.device, widest: int = 0) -> int:
+    """Images a forward pass where nobody says: by the type of device and the model's shape, so always the same.
+
+    A GPU is given enough to be busy, and less if it runs out of memory. On the CPU 32, or fewer where the largest
+    activation (`widest` bytes an image) would not be kept by the allocator and come in fresh pages each time:
+    benchmarks/evaluate.py prints the curve.
     """
-    return 512 if device.type == "cuda" else 32
+    if device.type == "cuda":
+        return 512
+    fitting = KEPT // widest if widest else 32
+    return max(1, 1 << (min(32, fitting).bit_length() - 1)) if fitting else 1
 
 
 class Batches:

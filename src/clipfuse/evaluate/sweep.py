@@ -48,6 +48,10 @@ class SweepEncoder:
     def __init__(self, copy: WorkingCopy, value: float):
         self.copy, self.value, self.base = copy, value, copy.encoder.base
 
+    @property
+    def widest(self) -> int:
+        return self.copy.encoder.widest
+
     def features(self, pixels: Float[Tensor, "batch 3 height width"], task: str | None) -> Float[Tensor, "batch embed"]:
         self.copy.set(self.value)
         return self.copy.encoder.features(pixels, task)

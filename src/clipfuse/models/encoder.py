@@ -31,6 +31,11 @@ class Encoder(Protocol):
         """Memory of the weights that this encoder adds."""
         ...
 
+    @property
+    def widest(self) -> int:
+        """Bytes of the largest activation of one image, float32; 0 where that is not known."""
+        ...
+
     def features(self, pixels: Float[Tensor, "batch 3 height width"], task: str | None) -> Float[Tensor, "batch embed"]:
         """Image embeddings in the space shared with text, not normalised."""
         ...
@@ -58,6 +63,12 @@ class VisionEncoder:
     def bytes(self) -> int:
         """Bytes of the tower's parameters."""
         return sum(parameter.nbytes for parameter in self.vision.parameters())
+
+    @property
+    def widest(self) -> int:
+        """That of the MLPs: tokens × intermediate size × 4 bytes."""
+        geometry = Geometry.model_validate(self.vision.config.to_dict())
+        return 4 * ((geometry.image_size // geometry.patch_size) ** 2 + 1) * geometry.intermediate_size
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "VisionEncoder":
         """Move the tower (in place) and return the encoder."""
