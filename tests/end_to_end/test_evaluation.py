@@ -14,6 +14,7 @@ from PIL import Image
 
 from clipfuse.cli.main import main
 from clipfuse.evaluate.record import read_records
+from clipfuse.run.tasks import draw_tiny, get_task
 
 WEIGHTS = "pkg://clipfuse/tiny/weights"
 BASE = f"base={WEIGHTS}/base"
@@ -63,6 +64,8 @@ def test_everything_that_is_measured_agrees_with_the_predictions(command: Any, t
             assert sum(record.joint["as_task"].values()) == record.n
             assert record.joint["correct"] <= record.correct
             assert 0 <= record.ece <= 1
+        assert record.val
+        assert 0 < record.val["correct"] < record.val["n"] == 150
         assert record.chosen["limit"] == {"images": 150, "seed": 0}
     rows = list(csv.reader((out / "report.csv").read_text().splitlines()))
     assert rows[0][0] == "model"
@@ -83,6 +86,24 @@ def test_an_evaluation_is_not_repeated_and_knows_a_renamed_model(command: Any, t
     anew = json.loads(command("evaluate", SIGNS, *words, "reuse=false", "image_cache=false")[1])
     assert [record["environment"]["reused"] for record in anew] == [False, False]
     assert [record["loss"] for record in anew] == [record["loss"] for record in first]
+
+
+def test_an_expert_that_is_far_better_on_test_than_on_val_is_named(command: Any, tmp_path: Path):
+    """As after training on test images; here the classes of val are mixed up instead."""
+    digits = get_task("tiny-digits")
+    draw_tiny([digits], ["test"])
+    drawn = Path(str(digits.folder)) / "test"
+    shutil.copytree(drawn, tmp_path / "test")
+    for name, other in zip(digits.classes, [*digits.classes[1:], digits.classes[0]], strict=True):
+        shutil.copytree(drawn / name, tmp_path / "val" / other)
+    tree = {"name": "known", "folder": ".", "classes": [*digits.classes], "templates": [*digits.templates]}
+    (tmp_path / "known.yaml").write_text(yaml.safe_dump(tree))
+    words = ("evaluate", DIGITS, BASE, "calibrate=true", "--limit", 200)
+    status, said, err = command(*words, f"taskpool.tasks=[{tmp_path / 'known.yaml'}]")
+    assert status == 0, err
+    assert "tiny-digits on known: accuracy on test" in said
+    assert "was it trained on test images?" in said
+    assert "trained on test images" not in command(*words, "taskpool.tasks=[tiny-digits]")[1]
 
 
 def test_corruptions_stand_beside_the_clean_images(command: Any, tmp_path: Path):
@@ -162,6 +183,18 @@ def test_lower_precision_says_how_it_differs(command: Any):
     assert "tf32 is of CUDA" in one_line(
         command("evaluate", SIGNS, BASE, TASKS, "--precision", "tf32", "--device", "cpu")
     )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default::DeprecationWarning")
+def test_a_compiled_tower_gives_the_same_predictions(command: Any):
+    words = ("evaluate", SIGNS, BASE, TASKS, "--limit", 200, "--json")
+    plain, compiled = (json.loads(command(*words, more)[1]) for more in ("compile=false", "compile=true"))
+    for one, other in zip(plain, compiled, strict=True):
+        assert one["correct"] == other["correct"]
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one["fingerprint"] == other["fingerprint"]
+        assert not other["environment"]["reused"], "a compiled tower's scores are kept apart"
 
 
 def pictures(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from clipfuse.evaluate.metrics import far_above
 from clipfuse.evaluate.record import Record
 from clipfuse.report.published import backbone_of, field_order, method_key, published_rows
 from clipfuse.report.table import DASH, Table
@@ -164,10 +165,22 @@ def notes(records: Sequence[Record]) -> list[str]:
         counts = ", ".join(f"{task} {count}" for task, count in missing.items())
         found.append(f"Images that could not be read were left out: {counts}.")
     found += lower_precision(records)
+    found += suspicions(records)
     if any(record.task.startswith("tiny-") for record in records):
         found.append(
             "Tiny suite: a small CLIP on small generated tasks; its figures say nothing about real CLIP models."
         )
+    return found
+
+
+def suspicions(records: Sequence[Record]) -> list[str]:
+    """Experts that are far better on test than on val, as after training on test images."""
+    found = []
+    for record in records:
+        trained = record.role in ("expert", "other") and record.split == "test" and not record.corruption
+        if trained and record.val:
+            warning = far_above((record.correct, record.n), (record.val["correct"], record.val["n"]))
+            found += [f"{record.model} on {record.task}: {warning}"] if warning else []
     return found
 
 

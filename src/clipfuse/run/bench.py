@@ -61,23 +61,27 @@ class Bench:
         stage: Stage,
         corruption: Corruption | None = None,
         most: int | None = None,
+        on_val: Mapping[tuple[str, str], Score] | None = None,
         **scoring: Any,
     ) -> list[Score]:
-        """Scores of candidates on every task's `split`, on so many blocks; `scoring` replaces fields of the bench's."""
+        """Scores of candidates on every task's `split`, on `most` blocks, with the temperatures that were fitted
+        `on_val`; `scoring` replaces fields of the bench's.
+        """
         sets = [replace(images, corruption=corruption, most=most) for images in self.images[split]]
         images = sum(s.size for s in sets for c in candidates if c.tasks is None or s.split.task in c.tasks)
-        how = replace(self.scoring, **scoring)
+        temperatures = {key: score.fitted for key, score in (on_val or {}).items() if score.fitted is not None}
+        how = replace(self.scoring, temperatures=temperatures, **scoring)
         ready = [self.ready(candidate, how) for candidate in candidates]
         what = f"evaluate on {split}" + (f", {corruption}" if corruption else "")
         with stage(what, images, "img") as told:
             return evaluate(ready, sets, self.heads, how, lambda count, tally: told(count, tally))
 
-    def temperatures(self, candidates: Sequence[Candidate], stage: Stage) -> dict[tuple[str, str], float]:
-        """(model, task) → the temperature that fits the val split best; empty unless the bench calibrates."""
+    def on_val(self, candidates: Sequence[Candidate], stage: Stage) -> dict[tuple[str, str], Score]:
+        """(model, task) → the score on val, with the temperature that fits it; empty unless the bench calibrates."""
         if not self.config.calibrate:
             return {}
         scores = self.score(candidates, "val", stage, fit=True, joint=None)
-        return {(score.model, score.task): score.fitted for score in scores if score.fitted is not None}
+        return {(score.model, score.task): score for score in scores}
 
     def in_float32(self, candidates: Sequence[Candidate], split: str, stage: Stage) -> dict[tuple[str, str], Score]:
         """(model, task) → the score in float32 on the first block, where the passes have a lower precision."""

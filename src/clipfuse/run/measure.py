@@ -75,15 +75,16 @@ def measure(
         merged[title] = merge_choice(pool, choice, stage, folder / "merged" if folder else None, work)
         candidates.append(Candidate(title, partial(merged_encoder, merged[title], bench), 4 * size, size))
     compute_in_background(file for checkpoint in pool.weights.checkpoints for file in checkpoint.files)
-    temperatures = bench.temperatures(candidates, stage)
+    on_val = bench.on_val(candidates, stage)
     records: list[Record] = []
     for corruption in bench.corruptions:
-        scores = bench.score(candidates, "test", stage, corruption, temperatures=temperatures)
+        scores = bench.score(candidates, "test", stage, corruption, on_val=on_val)
         exact = {} if corruption else bench.in_float32(candidates, "test", stage)
         members = [pool.describe(member["name"]) for member in pool.weights.members]
         for score in scores:
             log.info("%s on %s: %d of %d, %.1f s", score.model, score.task, score.correct, score.n, score.seconds)
-            of: dict[str, Any] = {"corruption": corruption, "exact": exact.get((score.model, score.task))}
+            which = score.model, score.task
+            of: dict[str, Any] = {"corruption": corruption, "exact": exact.get(which), "val": on_val.get(which)}
             if score.model in merged:
                 recipe = {**merged[score.model].recipe, "pool": members}
                 role: Role = "merged"

@@ -67,13 +67,14 @@ def score_models(models: Sequence[str], tree: Mapping[str, Any], stage: Stage = 
     compute_in_background(file for at in located.values() for file in open_checkpoint(at.folder, at.ref).files)
     candidates = [candidate(names[model], at, bench) for model, at in located.items()]
     at_name = {names[model]: at for model, at in located.items()}
-    temperatures = bench.temperatures(candidates, stage)
+    on_val = bench.on_val(candidates, stage)
     results = Results(bench.scoring.workers.first, [], [])
     for corruption in bench.corruptions:
-        scores = bench.score(candidates, config.split, stage, corruption, temperatures=temperatures)
+        scores = bench.score(candidates, config.split, stage, corruption, on_val=on_val)
         exact = {} if corruption else bench.in_float32(candidates, config.split, stage)
         for score in scores:
-            of = {"corruption": corruption, "exact": exact.get((score.model, score.task))}
+            which = score.model, score.task
+            of = {"corruption": corruption, "exact": exact.get(which), "val": on_val.get(which)}
             results.records.append(record_of(bench, score, config.split, **of, **origin(at_name[score.model])))
         results.scores.append((corruption, scores))
     return replace(results, records=with_references(results.records, bench.tasks))

@@ -26,6 +26,7 @@ def record_of(
     role: Role,
     corruption: Corruption | None = None,
     exact: Score | None = None,
+    val: Score | None = None,
     **of: Any,
 ) -> Record:
     """A score with all that is needed to get it again.
@@ -37,6 +38,7 @@ def record_of(
         role: What the model is in the run.
         corruption: What was done to the images.
         exact: The same in float32 on the first images, where `score` has a lower precision.
+        val: The model's score on the val split that its temperature was fitted on.
         of: `recipe` or `source`, and `uses`.
     """
     task = next(task for task in bench.tasks if task.name == score.task)
@@ -44,8 +46,9 @@ def record_of(
     matrix = confusion(score.labels, score.columns["prediction"], score.classes)
     columns = score.columns
     tempered: dict[str, Any] = {}
-    if score.temperature is not None:
+    if val is not None:
         tempered = {
+            "val": {"n": val.n, "correct": val.correct},
             "temperature": score.temperature,
             "tempered_loss": float(columns["tempered_loss"].double().sum()),
             "tempered_ece": expected_calibration_error(columns["tempered_confidence"], columns["rank"] == 0),
