@@ -96,7 +96,8 @@ def test_an_expert_that_is_far_better_on_test_than_on_val_is_named(command: Any,
     shutil.copytree(drawn, tmp_path / "test")
     for name, other in zip(digits.classes, [*digits.classes[1:], digits.classes[0]], strict=True):
         shutil.copytree(drawn / name, tmp_path / "val" / other)
-    tree = {"name": "known", "folder": ".", "classes": [*digits.classes], "templates": [*digits.templates]}
+    splits = {"val": "val", "test": "test"}
+    tree = {"name": "known", "folder": ".", "splits": splits, "classes": [*digits.classes], "templates": ["a {c}."]}
     (tmp_path / "known.yaml").write_text(yaml.safe_dump(tree))
     words = ("evaluate", DIGITS, BASE, "calibrate=true", "--limit", 200)
     status, said, err = command(*words, f"taskpool.tasks=[{tmp_path / 'known.yaml'}]")

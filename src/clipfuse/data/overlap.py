@@ -10,9 +10,9 @@ It stops at 12 × 12 because finer detail is what JPEG and resizing change most,
 block means depend on how 28 or 32 pixels happen to divide by 12. `NEAR` was measured on the tiny suite (32 × 32, 10,347
 test images; scripts/overlap_figures.py): no unrelated image is near; the nearest are 0.20 (textures) and 0.27 (digits)
 away. Found, in the worst and the median task: copies 10 % smaller or larger 99.6 and 100 %, 5 % brighter 99 and 100 %,
-JPEG at quality 60 87 and 99 % (faint and fine patterns drown in it), 1 % cut off at each edge 80 and 99.5 %, but 2 % cut
-off at two edges only, a shift by more than half a pixel, 18 and 29 %. Very plain drawings may be near without being
-copies, and different colours of equal brightness are: the pairs are worth a look.
+JPEG at quality 60 87 and 99 % (faint and fine patterns drown in it), 1 % cut off at each edge 80 and 99.5 %, but 2 %
+cut off at two edges only, a shift by more than half a pixel, 18 and 29 %. Very plain drawings may be near without
+being copies, and different colours of equal brightness are: the pairs are worth a look.
 """
 
 import hashlib
