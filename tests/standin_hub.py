@@ -2,9 +2,10 @@
 
 `root/models/<org>/<name>/…` and `root/datasets/<org>/<name>/…` are repositories with one branch, `main`, and one
 commit; when files change it is another one, and the old one is gone. Large files have sha256 etags as on the hub, small ones git's. Clients read HF_ENDPOINT when they are imported:
-run them in a process of their own, with `environ`.
+run them in a process of their own, with `environ`. Clients with a token may make repositories and put files into them.
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -21,10 +22,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 LARGE = (".safetensors", ".bin", ".parquet", ".msgpack")
 """Endings of files that the hub keeps outside git."""
 REPO = r"(?P<repo>[^/]+/[^/]+)"
 API = re.compile(rf"/api/(?P<kind>models|datasets)/{REPO}(/(?P<what>[a-z-]+)(/(?P<revision>[^/]+)(/(?P<path>.+))?)?)?")
+BATCH = re.compile(rf"/((?P<kind>datasets)/)?{REPO}\.git/info/lfs/objects/batch")
+STORE = re.compile(r"/lfs/(?P<oid>[0-9a-f]{64})")
 RESOLVE = re.compile(rf"/((?P<kind>datasets)/)?{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 
 
@@ -77,7 +82,8 @@ class Fault:
 
 class StandInHub(ThreadingHTTPServer):
     """The server; `requests` are the (method, path) that came in, `faults` what is to go wrong, `tags` other names of
-    every repository's commit."""
+    every repository's commit, `commits` the (repository, title) of those that clients made, `hidden` private
+    repositories, `readers` tokens that may not write."""
 
     def __init__(self, root: Path):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -86,6 +92,10 @@ class StandInHub(ThreadingHTTPServer):
         self.requests: list[tuple[str, str]] = []
         self.faults: list[Fault] = []
         self.tags: set[str] = set()
+        self.commits: list[tuple[str, str]] = []
+        self.hidden: set[str] = set()
+        self.readers: set[str] = set()
+        self.objects: dict[str, bytes] = {}
 
     def environ(self, home: Path) -> dict[str, str]:
         """Variables that lead a client here, with its cache under `home`."""
@@ -118,11 +128,70 @@ class StandInHub(ThreadingHTTPServer):
         if match.re is RESOLVE:
             return content(folder, match["path"], commit, range_header)
         if match["what"] in (None, "revision"):
-            return as_json(info(match["repo"], folder, commit, blobs=query.get("blobs", [""])[0].lower() == "true"))
+            blobs = query.get("blobs", [""])[0].lower() == "true"
+            return as_json(info(match["repo"], folder, commit, blobs, match["repo"] in self.hidden))
         if match["what"] == "tree":
             recursive = query.get("recursive", [""])[0].lower() in ("true", "1")
             return tree(folder, match["path"] or "", recursive)
         return refusal(404, None)
+
+    def write(self, path: str, body: bytes, token: str | None) -> Answer:
+        """The answer to what a client brings, once it is in its place."""
+        if token is None or token in self.readers:
+            return refusal(403 if token else 401, None)
+        if path == "/api/repos/create":
+            return self.create(json.loads(body))
+        if path == "/api/validate-yaml":
+            return as_json({"errors": [], "warnings": []})
+        if match := STORE.fullmatch(path):
+            self.objects[match["oid"]] = body
+            return Answer(200 if hashlib.sha256(body).hexdigest() == match["oid"] else 400)
+        match = BATCH.fullmatch(path) or API.fullmatch(path)
+        folder = self.root / (match["kind"] or "models") / match["repo"] if match else None
+        if match is None or folder is None or not folder.is_dir():
+            return refusal(404, "RepoNotFound")
+        if match.re is BATCH:
+            return as_json({"transfer": "basic", "objects": [self.room_for(o) for o in json.loads(body)["objects"]]})
+        if match["what"] == "preupload":
+            return as_json({"files": [mode(folder, file["path"]) for file in json.loads(body)["files"]]})
+        if match["what"] == "commit":
+            return self.receive(match["repo"], folder, [json.loads(line) for line in body.splitlines()])
+        return refusal(404, None)
+
+    def create(self, wanted: dict[str, Any]) -> Answer:
+        """A new repository, empty."""
+        repo = f"{wanted['organization']}/{wanted['name']}"
+        folder = self.root / f"{wanted.get('type', 'model')}s" / repo
+        if wanted.get("visibility") == "private" and not folder.exists():
+            self.hidden.add(repo)
+        answer = as_json({"url": f"{self.url}/{repo}", "name": repo, "id": repo})
+        answer.status = 409 if folder.exists() else 200
+        folder.mkdir(parents=True, exist_ok=True)
+        return answer
+
+    def room_for(self, thing: dict[str, Any]) -> dict[str, Any]:
+        """Where a large file goes; nowhere if it is here already."""
+        there = thing["oid"] in self.objects
+        actions = {} if there else {"actions": {"upload": {"href": f"{self.url}/lfs/{thing['oid']}", "header": {}}}}
+        return {"oid": thing["oid"], "size": thing["size"], **actions}
+
+    def receive(self, repo: str, folder: Path, lines: list[dict[str, Any]]) -> Answer:
+        """A commit: a header, then files and large files that were brought before, or names of files that go."""
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "header":
+                if value.get("parentCommit", self.commit("models", repo)) != self.commit("models", repo):
+                    return refusal(412, None)
+                self.commits.append((repo, value["summary"]))
+            elif line["key"] == "deletedFile":
+                (folder / value["path"]).unlink()
+            else:
+                large = line["key"] == "lfsFile"
+                raw = self.objects[value["oid"]] if large else base64.b64decode(value["content"])
+                (folder / value["path"]).parent.mkdir(parents=True, exist_ok=True)
+                (folder / value["path"]).write_bytes(raw)
+        commit = self.commit("models", repo)
+        return as_json({"success": True, "commitOid": commit, "commitUrl": f"{self.url}/{repo}/commit/{commit}"})
 
     def spoil(self, path: str, answer: Answer) -> Answer:
         """The answer after the first fault that is meant for this path."""
@@ -144,6 +213,28 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         self.reply(self.server.answer(self.path, None))
+
+    def do_POST(self) -> None:
+        self.do_PUT()
+
+    def do_PUT(self) -> None:
+        body = (
+            self.rfile.read(int(self.headers["Content-Length"])) if "Content-Length" in self.headers else self.chunks()
+        )
+        path = unquote(urlsplit(self.path).path)
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
+        if STORE.fullmatch(path):  # such addresses are signed, and come without a token
+            token = token or "signed"
+        self.reply(self.server.write(path, body, token))
+
+    def chunks(self) -> bytes:
+        """A body of unknown length, piece by piece."""
+        found = b""
+        while count := int(self.rfile.readline(), 16):
+            found += self.rfile.read(count)
+            self.rfile.readline()
+        self.rfile.readline()
+        return found
 
     def reply(self, answer: Answer) -> None:
         path = unquote(urlsplit(self.path).path)
@@ -255,15 +346,29 @@ def refusal(status: int, code: str | None) -> Answer:
     return Answer(status, b'{"error": "refused"}', {"X-Error-Code": code} if code else {})
 
 
-def info(repo: str, folder: Path, commit: str, blobs: bool) -> dict[str, Any]:
+def mode(folder: Path, name: str) -> dict[str, Any]:
+    """How a client is to bring a file."""
+    there = entry(folder, folder / name)["oid"] if (folder / name).is_file() else None
+    large = {"uploadMode": "lfs" if name.endswith(LARGE) else "regular", "shouldIgnore": False}
+    return {"path": name, **large, **({"oid": there} if there else {})}
+
+
+def info(repo: str, folder: Path, commit: str, blobs: bool, hidden: bool) -> dict[str, Any]:
     """A repository as the API describes it; sizes and hashes of files only with `blobs`."""
     siblings = []
     for name, path in files(folder):
         details = entry(folder, path) if blobs else {}
         siblings.append({"rfilename": name, "blobId": details.get("oid"), **details})
-    flags = {"private": False, "gated": False, "disabled": False, "downloads": 0, "likes": 0, "tags": []}
+    flags = {"private": hidden, "gated": False, "disabled": False, "downloads": 0, "likes": 0, "tags": []}
     dates = {"lastModified": "2026-01-01T00:00:00.000Z", "createdAt": "2026-01-01T00:00:00.000Z"}
-    return {"id": repo, "modelId": repo, "sha": commit, "siblings": siblings, **flags, **dates}
+    card = {"cardData": front} if (front := front_matter(folder / "README.md")) else {}
+    return {"id": repo, "modelId": repo, "sha": commit, "siblings": siblings, **flags, **dates, **card}
+
+
+def front_matter(readme: Path) -> Any:
+    """What a card says in YAML."""
+    parts = readme.read_bytes().split(b"---\n") if readme.is_file() else []
+    return yaml.safe_load(parts[1]) if len(parts) > 2 and not parts[0] else None
 
 
 def entry(folder: Path, path: Path) -> dict[str, Any]:

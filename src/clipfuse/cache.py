@@ -1,6 +1,9 @@
 """Where clipfuse keeps what it can make again: `$CLIPFUSE_CACHE`, else `$XDG_CACHE_HOME/clipfuse`."""
 
 import os
+import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from clipfuse.errors import OutputError
@@ -29,6 +32,18 @@ def cache_home() -> Path:
         os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "clipfuse"
     )
     return Path(home).expanduser()
+
+
+def sweep(days: float = 7) -> int:
+    """Remove what processes that were killed left half-written, if it is older than so many days; bytes freed."""
+    freed, before = 0, time.time() - days * 86400
+    for kind in KINDS:
+        for path in [*(cache_home() / kind).rglob("*.part"), *(cache_home() / kind).rglob("*.parts")]:
+            with suppress(OSError):  # its owner has come to an end meanwhile
+                if path.stat().st_mtime < before:
+                    freed += sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return freed
 
 
 def cache_limit() -> int:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from clipfuse.checkpoints.writer import part_of
 from clipfuse.errors import ModelError
 from clipfuse.models.base import ClipBase
 from clipfuse.models.encoder import Encoder
@@ -133,7 +134,8 @@ def read_head(folder: Path | None, key: str, base: ClipBase) -> Head | None:
             facts, weights = file.metadata(), file.get_tensor("weights")
         head = Head(weights, float(facts["scale"]), base.identity)
         if head.key == facts["key"]:
-            os.utime(path)
+            with suppress(OSError):  # a cache that may only be read
+                os.utime(path)
             return head
         log.warning("heads: %s is damaged; it is made again", path)
     return None
@@ -143,7 +145,7 @@ def write_head(folder: Path | None, key: str | None, head: Head) -> None:
     """Whole or not at all; where that is refused, nothing is kept."""
     if folder is None or key is None:
         return
-    temporary = folder / f".{key}.{os.getpid()}.part"
+    temporary = part_of(folder / f"{key}.safetensors")
     with suppress(OSError, SafetensorError):
         try:
             save_file({"weights": head.weights.contiguous()}, temporary, {"scale": repr(head.scale), "key": head.key})

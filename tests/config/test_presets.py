@@ -8,6 +8,7 @@ from clipfuse.config import parse
 from clipfuse.config.presets import SHIPPED, load_preset
 from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
 from clipfuse.run.config import RunConfig
+from clipfuse.run.tasks import get_task
 from clipfuse.tasks import TaskPoolConfig, catalog, find_task, fold, read_task
 
 POOLS, SUITES, RUNS = (
@@ -15,6 +16,8 @@ POOLS, SUITES, RUNS = (
     for group in ("modelpool", "taskpool", "run")
 )
 ARCHITECTURES = ("clip-vit-base-patch32", "clip-vit-base-patch16", "clip-vit-large-patch14")
+ADAPTERS = {"TA8_lora": "_lora-16", "TA8_l-lora": "_l-lora-16"}
+"""Pools of adapters → what their addresses end in."""
 GENERALIZATION = {
     "generalization_exp1": (["sun397", "stanford-cars", "resisc45", "dtd", "svhn", "gtsrb"], ["mnist", "eurosat"]),
     "generalization_exp2": (["sun397", "stanford-cars", "gtsrb", "eurosat", "dtd", "mnist"], ["resisc45", "svhn"]),
@@ -35,6 +38,24 @@ def test_every_pool_is_one(name: str):
     assert found.all_model_names[0] == PRETRAINED
     assert len(found) > 1
     assert len({member.path for member in found.members.values()}) == len(found.members)
+    tasks = [get_task(expert).name for expert in found.model_names]
+    assert len(set(tasks)) == len(tasks)
+
+
+@pytest.mark.parametrize(("name", "count"), [("TA8", 8), ("TALL14", 14), ("TALL20", 20)])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_experts_stand_in_the_order_of_their_suite(architecture: str, name: str, count: int):
+    experts = pool(f"{architecture}_{name}").model_names
+    assert len(experts) == count
+    assert [get_task(expert).name for expert in experts] == suite(name)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapters_are_named_as_such(name: str):
+    found = pool(f"clip-vit-base-patch16_{name}")
+    assert {n: member.kind for n, member in found.members.items() if member.kind} == dict.fromkeys(
+        found.model_names, "lora"
+    )
 
 
 @pytest.mark.parametrize("name", SUITES)
@@ -67,14 +88,15 @@ def test_experts_have_the_same_address_in_every_pool(name: str):
     assert architecture in ARCHITECTURES
     paths = {n: member.path for n, member in pool(name).members.items()}
     assert paths.pop(PRETRAINED) == f"openai/{architecture}"
-    assert paths == {n: f"tanganke/{architecture}_{find_task(n).name}" for n in paths}
+    ending = ADAPTERS.get(members, "")
+    assert paths == {n: f"tanganke/{architecture}_{find_task(n).name}{ending}" for n in paths}
     assert list(map(fold, paths)) == list(map(fold, merged_tasks(members)))
     eight = pool(f"{architecture}_TA8").members
-    assert all(eight[n].path == path for n, path in paths.items() if n in eight)
+    assert all(eight[n].path + ending == path for n, path in paths.items() if n in eight)
 
 
 def merged_tasks(members: str) -> list[str]:
-    return GENERALIZATION[members][0] if members in GENERALIZATION else suite(members)
+    return GENERALIZATION[members][0] if members in GENERALIZATION else suite("TA8" if members in ADAPTERS else members)
 
 
 @pytest.mark.parametrize(("name", "architecture"), list(product(GENERALIZATION, ARCHITECTURES)))

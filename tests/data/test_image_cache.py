@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from picture_splits import make_split, picture_bytes
 
 from clipfuse.data import Preprocess, Split, blocks, make_ready, open_images
-from clipfuse.data.image_cache import ABOUT, SHARD, entries, open_entry, read_shard, verify
+from clipfuse.data.image_cache import ABOUT, IN_USE, SHARD, entries, open_entry, read_shard, verify
 from clipfuse.errors import ConfigError, OutputError, TaskError
 
 SIZES = [(8, 8), (5, 9), (16, 16), (40, 7), (30, 20), (11, 12)]
@@ -157,18 +158,52 @@ def test_what_was_used_longest_ago_makes_room(cache: Path, monkeypatch: pytest.M
     size = sum(size for _, size, _ in entries()) // 3
     monkeypatch.setenv("CLIPFUSE_CACHE_LIMIT", f"{int(3.5 * size)}")
     os.utime(folders[0] / ABOUT, (9, 9))
+    IN_USE.clear()  # as in another process
     make_ready(open_images(mixed(200, "d")[0], PREPROCESS))
     assert [folder.is_dir() for folder in folders] == [True, False, True]
 
 
-def test_what_cannot_fit_is_not_cached(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
-    monkeypatch.setenv("CLIPFUSE_CACHE_LIMIT", "1kB")
+def test_what_does_not_fit_is_decoded_each_time(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    """Images of one job do not make room for each other, and the limit holds."""
+    monkeypatch.setenv("CLIPFUSE_CACHE_LIMIT", "100kB")
+    splits = [mixed(200, name)[0] for name in "abc"]
     with caplog.at_level(logging.WARNING):
-        assert open_images(mixed(30)[0], PREPROCESS).entry is None
-    assert "would not fit the cache's limit" in caplog.text
+        sets = [open_images(split, PREPROCESS) for split in splits]
+        for images in sets:
+            make_ready(images)
+    assert "the image cache is full after 0 images" in caplog.text
+    found = list(entries())
+    assert 0 < len(found) < 3
+    assert sum(size for _, size, _ in found) < 110_000
+    for split, images in zip(splits, sets, strict=True):
+        (block,) = blocks(images)
+        assert torch.equal(block.pixels, pixels(split, cached=False))
+    assert len(list(entries())) == len(found)
     monkeypatch.setenv("CLIPFUSE_CACHE_LIMIT", "much")
     with pytest.raises(ConfigError, match="CLIPFUSE_CACHE_LIMIT: takes bytes"):
         open_images(mixed(30)[0], PREPROCESS)
+
+
+def test_a_failing_disk_says_nothing_about_an_image(cache: Path):
+    split, _ = mixed(5)
+
+    def fail(row: int) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(TaskError, match=r"mixed\[\d\]: cannot be read \(Input/output error\)"):
+        make_ready(open_images(replace(split, read=fail), PREPROCESS, unreadable="skip"))
+    images = open_images(split, PREPROCESS, unreadable="skip")
+    make_ready(images)
+    (block,) = blocks(images)
+    assert len(block.labels) == 5
+
+
+def test_a_damaged_description_is_damage(cache: Path):
+    images = open_images(mixed(5)[0], PREPROCESS)
+    make_ready(images)
+    assert images.entry
+    (images.entry.folder / ABOUT).write_text("{")
+    assert [path.name for path in verify(images.entry.folder)] == [ABOUT, "00000.safetensors"]
 
 
 def test_a_cache_that_cannot_be_written_is_told_in_one_line(cache: Path):

@@ -82,7 +82,7 @@ def test_a_test_split_of_another_size_is_warned_of(task: Task, caplog: pytest.Lo
         open_split(task.model_copy(update={"test_images": 8}), "test")
         assert not caplog.text
         open_split(task.model_copy(update={"test_images": 12_630}), "test")
-    assert "pets: 8 test images; published figures are of 12,630" in caplog.text
+    assert "pets: 8 test images; its description says 12,630" in caplog.text
 
 
 def test_labels_out_of_range_are_named_and_counted(task: Task):

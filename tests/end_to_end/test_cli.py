@@ -62,6 +62,7 @@ def test_a_run_leaves_all_that_is_needed(tmp_path, capsys):
     )
     names = {
         ".clipfuse",
+        "clipfuse.lock",
         "config.yaml",
         "log.txt",
         "merged",

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from clipfuse.data import ImageSet, open_images
-from clipfuse.errors import ModelError
+from clipfuse.errors import ModelError, TaskError
 from clipfuse.evaluate import Candidate, Scoring, evaluate
 from clipfuse.evaluate.calibration import fit_temperature
 from clipfuse.evaluate.forward import Batches, automatic_batch, products
@@ -143,12 +144,14 @@ def test_the_automatic_batch_is_recorded(setup: Setup):
 
 
 def test_precision_of_products_is_put_back():
-    before = torch.backends.cuda.matmul.allow_tf32
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
     with products("tf32"):
-        assert torch.backends.cuda.matmul.allow_tf32
+        assert matmul.fp32_precision == "tf32"
     with products("float32"):
-        assert not torch.backends.cuda.matmul.allow_tf32
-    assert torch.backends.cuda.matmul.allow_tf32 == before
+        assert matmul.fp32_precision == "ieee"
+    assert matmul.fp32_precision == before
+    assert not matmul.allow_tf32, "the older switch can still be read"
 
 
 def test_only_the_first_blocks_are_read_where_that_is_asked(setup: Setup):
@@ -190,3 +193,11 @@ def test_nan_features_are_named(setup: Setup):
 def test_wilson_interval_of_the_literature(correct: int, n: int, low: float, high: float):
     """Examples of Newcombe (1998), table I, method 3."""
     assert wilson(correct, n) == pytest.approx((low, high), abs=6e-5)
+
+
+def test_a_task_of_which_no_image_can_be_read_is_named():
+    split = make_split("x", 5)
+    broken = ImageSet(replace(split, read=lambda row: b"no image"), PREPROCESS, unreadable="skip")
+    same = Candidate("same", lambda: Linear(torch.ones(192, 5)), 1)
+    with pytest.raises(TaskError, match="x: none of its 5 images can be read"):
+        evaluate([same], [broken], {"x": make_head(0)})

@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ from picture_splits import PREPROCESS, Linear, make_head, make_split, matrices
 from torch import Tensor
 
 from clipfuse.data import Corruption, ImageSet
+from clipfuse.errors import ModelError
 from clipfuse.evaluate import Candidate, Score, ScoreStore, Scoring, evaluate
+from clipfuse.evaluate.workers import Workers
 
 COUNT = 2500
 """Three blocks."""
@@ -99,7 +103,7 @@ def test_a_key_knows_all_that_bits_depend_on(images: ImageSet, tmp_path: Path):
         key(temperature=2.0),
         key(Scoring(store=store, dtype="bfloat16")),
         key(Scoring(store=store, batch_size=7)),
-        key(Scoring(store=store, device=torch.device("cuda"))),
+        key(Scoring(store=store, device=torch.device("mps"))),
         key(Scoring(store=store, compiled=True)),
         key(Scoring(store=store, fit=True)),
         key(images=ImageSet(make_split("y", COUNT), PREPROCESS)),
@@ -144,3 +148,59 @@ def test_a_killed_process_leaves_what_the_next_one_goes_on_with(tmp_path: Path):
         assert done.returncode == 0, done.stderr
     arrays = [np.load(tmp_path / out / "predictions/tiny-aerial/tiny-aerial.npz") for out in "ab"]
     assert all(np.array_equal(arrays[0][name], arrays[1][name]) for name in arrays[1])
+
+
+def test_a_score_is_found_under_a_task_of_another_name(images: ImageSet, tmp_path: Path):
+    weights, head = matrices("a"), make_head()
+    candidates, scoring = [Candidate("a", lambda: Linear(weights["a"]), 1)], Scoring(store=ScoreStore(tmp_path))
+    (first,) = evaluate(candidates, [images], {"x": head}, scoring)
+    other = replace(images, split=replace(images.split, task="other"))
+    (again,) = evaluate(candidates, [other], {"other": head}, scoring)
+    assert again.reused
+    assert (again.task, again.correct) == ("other", first.correct)
+
+
+class Apart(Workers):
+    """One of two processes that are run one after the other; `state` has what each gathered, in order."""
+
+    def gather(self, found: Any) -> list[Any]:
+        asked = len(self.state[self.number])
+        self.state[self.number].append(found)
+        return [said[asked] if len(said) > asked else found for said in self.state]
+
+
+def test_processes_of_which_one_ran_out_of_memory_go_on_with_the_same_shares(images: ImageSet, tmp_path: Path):
+    """The first attempt is stopped after a block, in which process 0 had to halve its batches."""
+    weights, heads = matrices("a"), {"x": make_head()}
+    (whole,) = evaluate([Candidate("a", lambda: Linear(weights["a"]), 1)], [images], heads, Scoring(batch_size=32))
+
+    class Small(Linear):
+        def features(self, pixels: Tensor, task: str | None) -> Tensor:
+            if len(pixels) > 16:
+                raise torch.OutOfMemoryError
+            return super().features(pixels, task)
+
+    found: list[list[Any]] = [[], []]
+    for attempt in range(2):
+        for number, kind in enumerate((Small, Linear)):
+            seen = 0
+
+            def stop(count: int, tally: object) -> None:
+                nonlocal seen
+                seen += count
+                if attempt == 0 and seen >= 500:  # noqa: B023
+                    raise Stop
+
+            scoring = Scoring(batch_size=32, store=ScoreStore(tmp_path), workers=Apart(number, 2, found))
+            candidates = [Candidate("a", lambda k=kind: k(weights["a"]), 1)]
+            if attempt == 0:
+                with pytest.raises(Stop):
+                    evaluate(candidates, [images], heads, scoring, stop)
+                found[number].clear()
+            elif number == 0:  # alone its share is no whole
+                with pytest.raises(ModelError, match="do not make a whole"):
+                    evaluate(candidates, [images], heads, scoring)
+            else:
+                (score,) = evaluate(candidates, [images], heads, scoring)
+                assert equal(whole, score)
+                assert score.batch_size == 16

@@ -63,6 +63,6 @@ def test_a_share_of_batches_is_scored_by_exactly_one_process():
 
 
 def test_one_process_needs_no_launcher():
-    assert find_workers({}.get) == Workers()
-    assert find_workers({"WORLD_SIZE": "1"}.get) == Workers()
+    assert find_workers(environ={}.get) == Workers()
+    assert find_workers(environ={"WORLD_SIZE": "1"}.get) == Workers()
     assert Workers().gather("found") == ["found"]

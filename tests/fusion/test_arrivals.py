@@ -103,7 +103,7 @@ def test_a_saved_merge_goes_on(tmp_path: Path):
     two = clipfuse.merge(modules, "opcm")
     two.save(tmp_path / "two")
     assert digest(tmp_path / "two/state.safetensors")
-    with pytest.raises(PoolError, match="its base was in memory and is in no file; pass it as base="):
+    with pytest.raises(PoolError, match="its base is not in the recipe; pass it as base="):
         clipfuse.add(tmp_path / "two", vision_model(3), name="c")
     added = clipfuse.add(tmp_path / "two", vision_model(3), name="c", base=modules["_pretrained_"])
     whole = clipfuse.merge(modules | {"c": vision_model(3)}, "opcm")

@@ -1,57 +1,23 @@
 """Heads, features and logits of models with the real geometries are those of transformers' own CLIPModel."""
 
 import gc
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
+from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 from clipfuse.checkpoints.checkpoint import open_checkpoint
 from clipfuse.checkpoints.geometry import read_geometry
-from clipfuse.checkpoints.locate import local_path
 from clipfuse.data import read_preprocess
 from clipfuse.heads import zero_shot_heads
 from clipfuse.models.base import open_base
 from clipfuse.models.build import build_vision_model
 from clipfuse.models.encoder import VisionEncoder
 from clipfuse.run.tasks import get_task
-
-TINY = local_path("pkg://clipfuse/tiny/weights/base")
-WORDS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
-VISION = {
-    "ViT-B/32": {"patch_size": 32},
-    "ViT-B/16": {"patch_size": 16},
-    "ViT-L/14": {
-        "patch_size": 14,
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-    },
-}
-TEXT = {"ViT-L/14": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}}
-
-
-def write_random_clip(folder: Path, name: str) -> None:
-    """A CLIP with OpenAI's shapes and random weights; words by the tiny suite's tokenizer, OpenAI's preprocessing."""
-    tokenizer = AutoTokenizer.from_pretrained(TINY)
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    dim = 768 if name in TEXT else 512
-    config = CLIPConfig(
-        text_config={**TEXT.get(name, {}), **ids, "projection_dim": dim},
-        vision_config={**VISION[name], "projection_dim": dim},
-        projection_dim=dim,
-    )
-    torch.manual_seed(0)
-    CLIPModel(config).save_pretrained(folder)
-    CLIPImageProcessorPil().save_pretrained(folder)
-    for file in WORDS:
-        if (TINY / file).is_file():
-            shutil.copy(TINY / file, folder)
+from tests.random_clip import write_random_clip
 
 
 def pictures() -> list[Image.Image]:

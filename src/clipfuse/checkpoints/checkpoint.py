@@ -1,41 +1,36 @@
 """Named tensors of one model, opened lazily under canonical names."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clipfuse.checkpoints.names import canonical_names
+from clipfuse.checkpoints.layouts import tower_places
+from clipfuse.checkpoints.names import PROJECTION
 from clipfuse.checkpoints.safetensors_file import SafetensorsFile, TensorSpec
+from clipfuse.checkpoints.store import MemoryStore, Store
 from clipfuse.checkpoints.torch_file import TorchFile
 from clipfuse.errors import CheckpointError
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-"""Where a Hugging Face folder keeps its weights, in order of preference."""
+WEIGHTS = (
+    *("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
+    *("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
+)
+"""Where a folder of the hub keeps its weights, in order of preference."""
 
-
-@runtime_checkable
-class Store(Protocol):
-    """Where tensors come from."""
-
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]: ...
-
-    def read(self, name: str) -> Tensor: ...
-
-    def read_into(self, name: str, start: int, room: memoryview) -> bool: ...
-
-    def release(self, name: str) -> None: ...
+ACTIVATIONS = {"QuickGELU": "quick_gelu", "GELU": "gelu"}
+"""Classes of activations in pickled modules → what a configuration calls them."""
 
 
 class Checkpoint(Mapping[str, Tensor]):
     """The vision encoder's tensors of one model by canonical name; each is read when it is asked for.
 
     `source` says in messages where they come from; `files` are the files that were opened. With `is_delta` the
-    tensors are those of a task vector, and parameters that it lacks are zero.
+    tensors are those of a task vector, and parameters that it lacks are zero. `projection` is where the projection is
+    stored that may be beside the tower; it is no member, see `with_projection`.
     """
 
     def __init__(
@@ -46,9 +41,12 @@ class Checkpoint(Mapping[str, Tensor]):
         is_delta: bool = False,
     ):
         self.places = dict(places)
+        self.projection = self.places.pop(PROJECTION, None)
         self.source = source
         self.files = files
         self.is_delta = is_delta
+        self.hints: Mapping[str, Any] = {}
+        """What the file says of the geometry besides the shapes."""
 
     def __getitem__(self, name: str) -> Tensor:
         store, stored = self.places[name]
@@ -78,26 +76,18 @@ class Checkpoint(Mapping[str, Tensor]):
         store, stored = self.places[name]
         store.release(stored)
 
+    def with_projection(self, instead: tuple[Store, str] | None = None) -> "Checkpoint":
+        """The same with the projection as one more parameter: its own, else that which is stored at `instead`."""
+        found = Checkpoint(self.places, self.source, self.files, self.is_delta)
+        found.projection = self.projection
+        if at := self.projection or instead:
+            found.places[PROJECTION] = at
+        return found
+
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(self.spec(name).nbytes for name in self)
-
-
-class MemoryStore:
-    """Tensors that are already in memory."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]):
-        self.tensors = tensors
-        self.specs = {name: TensorSpec(tuple(value.shape), value.dtype) for name, value in tensors.items()}
-
-    def read(self, name: str) -> Tensor:
-        return self.tensors[name]
-
-    def read_into(self, name: str, start: int, room: memoryview) -> bool:
-        return False
-
-    def release(self, name: str) -> None: ...
 
 
 def from_memory(weights: nn.Module | Mapping[str, Any], source: str) -> Checkpoint:
@@ -115,8 +105,8 @@ def from_memory(weights: nn.Module | Mapping[str, Any], source: str) -> Checkpoi
         if not isinstance(value, Tensor):
             raise CheckpointError(f"{source}: {name!r} is a {type(value).__name__}; a state dict holds tensors")
     store: Store = MemoryStore({name: value.detach() for name, value in tensors.items()})
-    found = Checkpoint({name: (store, stored) for name, stored in canonical_names(tensors, source).items()}, source)
-    return check_floating(found)
+    stored = {name: (store, name) for name in tensors}
+    return check_floating(Checkpoint(tower_places(stored, source), source))
 
 
 def task_vector(tensors: Mapping[str, Tensor], source: str) -> Checkpoint:
@@ -125,16 +115,37 @@ def task_vector(tensors: Mapping[str, Tensor], source: str) -> Checkpoint:
     return Checkpoint({name: (store, name) for name in tensors}, source, is_delta=True)
 
 
-def open_checkpoint(folder: Path, source: str) -> Checkpoint:
-    """The vision encoder in a Hugging Face folder, or in a single weights file.
+def open_checkpoint(folder: Path, source: str, base: Checkpoint | None = None) -> Checkpoint:
+    """The vision encoder in a folder, or in a single weights file, whatever library wrote it.
+
+    A LoRA adapter's is a task vector from `base`, which adapters need that store more than low-rank factors.
 
     Raises:
         CheckpointError: no weights there, or they are damaged, integer, or not a CLIP vision encoder's.
     """
+    if (folder / "adapter_config.json").is_file():
+        from clipfuse.checkpoints.lora import open_adapter
+
+        return open_adapter(folder, source, base)
     path = weights_file(folder)
-    places, files = open_files(path)
-    found = {name: places[stored] for name, stored in canonical_names(places, str(path)).items()}
-    return check_floating(Checkpoint(found, source, files))
+    stored, files = open_files(path)
+    found = Checkpoint(tower_places(stored, str(path)), source, files)
+    found.hints = hints_of({id(store): store for store, _ in stored.values()}.values())
+    return check_floating(found)
+
+
+def hints_of(stores: Iterable[Store]) -> dict[str, Any]:
+    """What whole pickled modules say of a tower's geometry besides the shapes: heads, and the activation's class."""
+    found: dict[str, Any] = {}
+    for store in stores:
+        if isinstance(store, TorchFile):
+            told = store.attributes.items()
+            heads = {value for name, value in told if "visual." in name and name.endswith("attn.num_heads")}
+            names = {name.rsplit(".", 1)[-1] for name in store.classes}
+            activations = [ours for theirs, ours in ACTIVATIONS.items() if theirs in names]
+            found |= {"num_attention_heads": heads.pop()} if len(heads) == 1 else {}
+            found |= {"hidden_act": activations[0]} if len(activations) == 1 else {}
+    return found
 
 
 def weights_file(folder: Path) -> Path:

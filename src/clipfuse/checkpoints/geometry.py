@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Mapping
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
+from clipfuse.checkpoints.checkpoint import Checkpoint
+from clipfuse.checkpoints.names import PROJECTION
 from clipfuse.errors import CheckpointError
 
 
@@ -42,10 +45,10 @@ class Geometry(BaseModel):
             f"patch {self.patch_size}, {self.image_size} px, {self.hidden_act}"
         )
 
-    def to_config(self) -> dict[str, Any]:
-        """The `config.json` of a CLIPVisionModel with this geometry."""
+    def to_config(self, with_projection: bool = False) -> dict[str, Any]:
+        """The `config.json` of a CLIPVisionModel with this geometry, or of one with a projection."""
         return {
-            "architectures": ["CLIPVisionModel"],
+            "architectures": ["CLIPVisionModelWithProjection" if with_projection else "CLIPVisionModel"],
             "model_type": "clip_vision_model",
             "attention_dropout": 0.0,
             "initializer_factor": 1.0,
@@ -87,6 +90,65 @@ def misfit(geometry: Geometry, shapes: Mapping[str, tuple[int, ...]]) -> str | N
         if name in shapes and shapes[name] != shape:
             return f"{name} is {shapes[name]}, config.json says {shape}"
     return None
+
+
+def find_geometry(at: Path, checkpoint: Checkpoint) -> Geometry:
+    """The geometry of a model in a folder or file: of its `config.json`, else OpenCLIP's, else from the shapes.
+
+    Raises:
+        CheckpointError: a configuration that is none of a CLIP, or shapes that are none of a vision tower.
+    """
+    folder = at if at.is_dir() else at.parent
+    if (folder / "config.json").is_file():
+        return read_geometry(folder)
+    return geometry_of_shapes(checkpoint, read_openclip(folder / "open_clip_config.json"))
+
+
+def read_openclip(path: Path) -> dict[str, Any]:
+    """What OpenCLIP's configuration says that shapes do not: heads and activation."""
+    if not path.is_file():
+        return {}
+    try:
+        model = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+        vision = model["vision_cfg"]
+        return {
+            "num_attention_heads": int(vision["width"]) // int(vision.get("head_width", 64)),
+            "hidden_act": "quick_gelu" if model.get("quick_gelu") else "gelu",
+        }
+    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, RecursionError, OSError) as error:
+        raise CheckpointError(f"{path}: is not the configuration of an OpenCLIP ViT ({error})") from None
+
+
+def geometry_of_shapes(checkpoint: Checkpoint, told: Mapping[str, Any]) -> Geometry:
+    """The geometry that a whole tower's shapes give; heads and activation as `told`, else as the file hints, else 64
+    features a head and the QuickGELU of OpenAI's weights.
+    """
+    shapes = {name: checkpoint.spec(name).shape for name in checkpoint}
+    try:
+        width, channels, patch, _ = shapes["embeddings.patch_embedding.weight"]
+        grid = isqrt(shapes["embeddings.position_embedding.weight"][0] - 1)
+        projection = checkpoint.with_projection()
+        facts: dict[str, Any] = {
+            "hidden_size": width,
+            "intermediate_size": shapes["encoder.layers.0.mlp.fc1.weight"][0],
+            "num_hidden_layers": len({name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")}),
+            "num_attention_heads": max(1, width // 64),
+            "num_channels": channels,
+            "patch_size": patch,
+            "image_size": grid * patch,
+            **({"projection_dim": projection.spec(PROJECTION).shape[0]} if PROJECTION in projection else {}),
+        }
+        found = Geometry.model_validate({**facts, **checkpoint.hints, **told})
+    except (KeyError, ValueError, IndexError):
+        raise CheckpointError(f"{checkpoint.source}: has no config.json, and its shapes are none of a ViT") from None
+    if wrong := misfit(found, shapes) or misfit_of_heads(found):
+        raise CheckpointError(f"{checkpoint.source}: has no config.json, and its shapes are none of a ViT: {wrong}")
+    return found
+
+
+def misfit_of_heads(geometry: Geometry) -> str | None:
+    width, heads = geometry.hidden_size, geometry.num_attention_heads
+    return f"{width} features do not divide into {heads} heads" if width % heads else None
 
 
 def read_geometry(folder: Path) -> Geometry:

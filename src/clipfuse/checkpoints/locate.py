@@ -1,4 +1,4 @@
-"""From what a user writes (`./folder`, `org/name`, `org/name@revision`) to files on this machine.
+"""From what a user writes (`./folder`, `org/name@revision`, `modelscope://org/name`) to files on this machine.
 
 The hub's own cache is used, and only the files that are needed are downloaded. huggingface_hub is imported when a
 hub id is met.
@@ -6,13 +6,13 @@ hub id is met.
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from clipfuse.checkpoints.checkpoint import WEIGHTS
+from clipfuse.checkpoints.checkpoint import WEIGHTS, shards
 from clipfuse.checkpoints.hub import (
     HubRef,
     OutOfReachError,
@@ -23,10 +23,11 @@ from clipfuse.checkpoints.hub import (
     remember,
     remote_list,
 )
-from clipfuse.errors import LocateError
+from clipfuse.checkpoints.ledger import locked_revision, note_opened
+from clipfuse.errors import CheckpointError, LocateError
 
 HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?)(@(?P<revision>[\w./-]+))?")
-PACKAGE = "pkg://"
+PACKAGE, MODELSCOPE = "pkg://", "modelscope://"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 VISION = ("config.json", "clipfuse.json")
@@ -36,6 +37,11 @@ CLIP = (
     *("vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
 )
 """What a full CLIP with its processor and tokenizer has besides its weights; all but the first may be absent."""
+
+ADAPTER, OPENCLIP = "adapter_config.json", "open_clip_config.json"
+"""What describes a LoRA adapter and a model of OpenCLIP."""
+FACTORS = ("adapter_model.safetensors", "adapter_model.bin", "linearized_adapter_model.safetensors")
+"""Where an adapter keeps its factors."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,11 @@ def hub_ref(ref: str) -> HubRef | None:
         return None
     match = HUB_ID.fullmatch(ref)
     return HubRef(match["repo"], match["revision"]) if match else None
+
+
+def is_remote(ref: str) -> bool:
+    """Whether a reference leads to a repository of a hub."""
+    return ref.startswith(MODELSCOPE) or hub_ref(ref) is not None
 
 
 def local_path(ref: str) -> Path:
@@ -73,8 +84,50 @@ def locate(ref: str, needs: Sequence[str] = VISION) -> Located:
     """Find a model's config, weights and what else it `needs`, downloading what the hub's cache lacks.
 
     Raises:
-        LocateError: neither a path here nor a model on the hub; or not in the cache with the hub out of reach.
+        LocateError: neither a path here nor a model on the hub; not in the cache with the hub out of reach; or other
+            than a lock says, where one is kept.
     """
+    found = find(ref, needs, locked_revision("model", ref))
+    note_opened("model", ref, found.revision, opened_files(found, needs))
+    return found
+
+
+def opened_files(at: Located, needs: Sequence[str]) -> list[Path]:
+    """The files of a located model that are read."""
+    if at.folder.is_file():
+        return [at.folder]
+    names = {path.name for path in at.folder.iterdir()} if at.folder.is_dir() else set()
+    return [at.folder / name for name in model_files(names, needs) or ()]
+
+
+def model_files(names: Collection[str], needs: Sequence[str]) -> list[str] | None:
+    """Those of a folder's or repository's files that make a model, weights last; None if it holds none.
+
+    With weights in shards all that may be shards are named.
+    """
+    if ADAPTER in names:
+        factors = [name for name in FACTORS if name in names]
+        return [ADAPTER, *factors] if factors else None
+    weights = next((name for name in WEIGHTS if name in names), None)
+    described = OPENCLIP if weights and weights.startswith("open_clip") else needs[0]
+    if weights is None or described not in names:
+        return None
+    found = [described, *(name for name in needs if name in names and name != described), weights]
+    if weights.endswith(".index.json"):
+        stem, ending = weights.removesuffix(".index.json").rsplit(".", 1)
+        found += sorted(name for name in names if re.fullmatch(rf"{re.escape(stem)}-\d+-of-\d+\.{ending}", name))
+    return found
+
+
+def find(ref: str, needs: Sequence[str], locked: str | None = None) -> Located:
+    """`locate`, at the commit `locked` if one is given."""
+    if ref.startswith(MODELSCOPE):
+        from clipfuse.checkpoints.modelscope import find_on_modelscope
+
+        hub = hub_ref(ref.removeprefix(MODELSCOPE))
+        if hub is None:
+            raise LocateError(f"{ref}: takes the form {MODELSCOPE}org/name or {MODELSCOPE}org/name@revision")
+        return find_on_modelscope(ref, hub.repo, locked or hub.revision, needs)
     hub = hub_ref(ref)
     if hub is None:
         path = local_path(ref)
@@ -83,6 +136,7 @@ def locate(ref: str, needs: Sequence[str] = VISION) -> Located:
                 f"{ref or 'path'}: no such file or folder; a hub id has the form org/name or org/name@revision"
             )
         return Located(ref, path)
+    hub = HubRef(hub.repo, locked) if locked else hub
     if hub.revision and COMMIT.fullmatch(hub.revision) and (cached := in_cache(hub, needs)):
         return Located(ref, cached, hub.revision)
     try:
@@ -90,6 +144,8 @@ def locate(ref: str, needs: Sequence[str] = VISION) -> Located:
     except OutOfReachError as error:
         if cached := in_cache(hub, needs):
             return Located(ref, cached, cached.name)
+        if "/" not in hub.repo:
+            raise LocateError(f"{ref}: no such file or folder ({error})") from None
         wanted = ", ".join([needs[0], WEIGHTS[0]])
         raise OutOfReachError(f"{error} and {wanted} are not in the cache") from None
     return Located(ref, download(hub, commit, files), commit)
@@ -106,15 +162,11 @@ def remote_files(hub: HubRef, needs: Sequence[str] = VISION) -> tuple[str, list[
 
     with hub_errors(hub):
         info: Any = HfApi().model_info(hub.repo, revision=hub.revision, files_metadata=True)
-    sizes = {file.rfilename: file.size for file in info.siblings or ()}
-    weights = next((name for name in WEIGHTS if name in sizes), None)
-    if weights is None or needs[0] not in sizes:
-        missing = needs[0] if needs[0] not in sizes else " or ".join(WEIGHTS)
+    there = [file.rfilename for file in info.siblings or ()]
+    names = model_files(there, needs)
+    if names is None:
+        missing = needs[0] if needs[0] not in there else " or ".join(WEIGHTS)
         raise LocateError(f"{hub.repo}: the hub has no {missing} in this repository; it is not a transformers model")
-    names = [name for name in needs if name in sizes] + [weights]
-    if weights.endswith(".index.json"):
-        stem, ending = weights.removesuffix(".index.json").rsplit(".", 1)
-        names += sorted(name for name in sizes if re.fullmatch(rf"{re.escape(stem)}-\d+-of-\d+\.{ending}", name))
     return info.sha, remote_list(hub, info, names)
 
 
@@ -132,22 +184,22 @@ def download(hub: HubRef, commit: str, files: Sequence[RemoteFile]) -> Path:
 
 def in_cache(hub: HubRef, needs: Sequence[str]) -> Path | None:
     """The snapshot's folder if config, weights and, of a full CLIP, processor and tokenizer are in the hub's cache."""
-    config = cached_file(hub, needs[0])
-    if config is None:
-        return None
-    alternatives = [("preprocessor_config.json",), ("tokenizer.json", "vocab.json")]
-    for names in alternatives if "preprocessor_config.json" in needs else []:
-        if not any((config.parent / name).is_file() for name in names):
-            return None
-    index = next((name for name in WEIGHTS if (config.parent / name).is_file()), None)
-    if index is None:
-        return None
-    if index.endswith(".index.json"):
-        from clipfuse.checkpoints.checkpoint import shards
-        from clipfuse.errors import CheckpointError
+    described = (cached_file(hub, name) for name in (needs[0], ADAPTER, OPENCLIP))
+    config = next((path for path in described if path), None)
+    return config.parent if config and is_complete(config.parent, needs) else None
 
-        try:
-            shards(config.parent / index)
-        except CheckpointError:
-            return None
-    return config.parent
+
+def is_complete(folder: Path, needs: Sequence[str]) -> bool:
+    """Whether a folder has config, weights and, of a full CLIP, processor and tokenizer."""
+    here = {path.name for path in folder.iterdir() if path.is_file()} if folder.is_dir() else set()
+    found = model_files(here, needs)
+    if found is None:
+        return False
+    alternatives = [("preprocessor_config.json",), ("tokenizer.json", "vocab.json")]
+    if "preprocessor_config.json" in needs and not all(here.intersection(names) for names in alternatives):
+        return False
+    index = next((name for name in found if name.endswith(".index.json")), None)
+    try:
+        return not index or bool(shards(folder / index))
+    except CheckpointError:
+        return False

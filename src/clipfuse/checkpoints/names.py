@@ -11,6 +11,10 @@ from clipfuse.errors import CheckpointError
 
 PREFIX = "vision_model."
 
+PROJECTION = "visual_projection.weight"
+"""From the tower's output into the space shared with text. It is the base's; only the task-arithmetic authors' experts
+have one of their own, which then is one more parameter."""
+
 ROOTS = ("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.")
 """What canonical names begin with (`pre_layrnorm` is transformers' spelling)."""
 
@@ -48,4 +52,4 @@ def canonical_names(stored: Iterable[str], where: str) -> dict[str, str]:
 
 def hub_name(name: str) -> str:
     """Canonical → as written on disk."""
-    return PREFIX + name
+    return name if name == PROJECTION else PREFIX + name

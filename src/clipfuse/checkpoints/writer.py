@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -156,9 +157,14 @@ def put_in_place(temporary: Path, folder: Path, overwrite: bool) -> None:
     shutil.rmtree(old)
 
 
+def part_of(path: Path) -> Path:
+    """A name for `path` while it is being written, of nobody else's, whatever machine or container they are on."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = part_of(path)
     with write_errors(path):
         try:
             temporary.write_text(text, encoding="utf-8")

@@ -28,10 +28,12 @@ def command(
     if picture and not picture.lower().endswith((".png", ".jpg", ".webp")):
         raise ConfigError(f"--picture: takes a file name that ends with .png, .jpg or .webp (found {picture!r})")
     expert = tree.pop("expert", None)
+    if picture and not Path(picture).absolute().parent.is_dir():
+        raise ConfigError(f"--picture: {Path(picture).parent}: no such folder")
     from clipfuse.run.audit import audit_expert, audit_task
 
-    found = audit_task(name, live)
     scored: dict[str, Any] | None = audit_expert(name, str(expert), tree, live) if expert else None
+    found = audit_task(name, live)
     pairs = found.pairs()
     if picture and pairs:
         from clipfuse.run.pictures import picture_of_pairs, save_picture
@@ -39,6 +41,8 @@ def command(
 
         save_picture(picture_of_pairs(found, get_task(name)), Path(picture))
         say(f"pairs: {picture}")
+    elif picture:
+        say("no pairs, so no picture")
     if as_json:
         data = {"task": found.task, "train": len(found.train), "test": len(found.test)}
         print_json(data | {"pairs": pairs, "conflicting": len(found.overlap.conflicting), "expert": scored})

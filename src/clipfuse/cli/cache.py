@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from clipfuse.cache import KINDS, LIMIT, cache_folder, cache_home, cache_limit
+from clipfuse.cache import KINDS, LIMIT, cache_folder, cache_home, cache_limit, sweep
 from clipfuse.cli.options import Given, Json, bar, megabytes, options, print_json
 from clipfuse.errors import ConfigError, unknown
 
-Action = Annotated[Literal["ls", "rm", "verify"], typer.Argument(help="List, remove, or check what is kept.")]
+Action = Annotated[Literal["ls", "rm", "verify"], typer.Argument(help="List, remove, or check the images.")]
 Names = Annotated[
     list[str] | None,
     typer.Argument(metavar="[NAME]...", help="To rm: names of entries, kinds of them, or all."),
@@ -71,7 +71,10 @@ def rm(names: list[str], as_json: bool) -> None:
 
 
 def verify(names: list[str], as_json: bool) -> None:
-    """Read every file of images and compare its checksum; damaged ones are removed, and made again when needed."""
+    """Read every file of images and compare its checksum; damaged ones are removed, and made again when needed.
+
+    The status is then 1. What killed processes left half-written a week ago or longer goes too.
+    """
     from clipfuse.data.image_cache import entries
     from clipfuse.data.image_cache import verify as verify_entry
 
@@ -83,12 +86,21 @@ def verify(names: list[str], as_json: bool) -> None:
             told(size)
     for path in damaged:
         path.unlink(missing_ok=True)
+    swept = sweep()
     if as_json:
         print_json({"entries": len(found), "damaged": [str(path) for path in damaged]})
-        return
+    else:
+        tell(found, damaged, swept)
+    if damaged:
+        raise typer.Exit(1)
+
+
+def tell(found: list[Any], damaged: list[Path], swept: int) -> None:
     for path in damaged:
         print(f"damaged, removed: {path.relative_to(cache_folder('images'))}")
     print(f"{len(found)} entries of images checked, {len(damaged)} files damaged")
+    if swept:
+        print(f"{megabytes(swept)} of half-written files removed")
 
 
 def size_of(folder: Path) -> int:

@@ -14,7 +14,7 @@ Models = Annotated[
 ]
 
 
-@options("out", "overwrite", "device", "precision", "batch_size", "seed", "limit", "verbose")
+@options("out", "overwrite", "device", "precision", "batch_size", "seed", "limit", "locked", "verbose")
 def command(given: Given, words: Models, published: Published = False, as_json: Json = False) -> None:
     """Score models that are there already: MODEL… taskpool=…, and base= or split=val where wanted."""
     out, overwrite = given.pop("out", None), given.pop("overwrite", False)

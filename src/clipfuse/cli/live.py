@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from clipfuse.cli.allocator import give_back_large_blocks, keep_large_blocks
-from clipfuse.cli.options import bar, duration
+from clipfuse.cli.options import bar, duration, is_first
+from clipfuse.run.progress import silent
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -17,7 +18,14 @@ if TYPE_CHECKING:
 
 @contextmanager
 def live(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
-    """Shows how far work is; of an evaluation also what was found so far. Gone at its end."""
+    """Shows how far work is; of an evaluation also what was found so far. Gone at its end.
+
+    Of several processes that share an evaluation the first one shows its own share.
+    """
+    if not is_first():
+        with silent(title, total, unit) as told:
+            yield told
+        return
     if not title.startswith("evaluate"):
         with bar(title, total, unit) as told:
             yield told

@@ -8,7 +8,22 @@ import sys
 import typer
 from typer.exceptions import Abort, TyperException
 
-from clipfuse.cli import add, audit, cache, check, compare, evaluate, fetch, ls, merge, quickstart, run, show
+from clipfuse.cli import (
+    add,
+    audit,
+    cache,
+    check,
+    compare,
+    convert,
+    evaluate,
+    fetch,
+    ls,
+    merge,
+    publish,
+    quickstart,
+    run,
+    show,
+)
 from clipfuse.cli.allocator import give_back_large_blocks
 from clipfuse.errors import ClipfuseError
 from clipfuse.version import __version__
@@ -22,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (quickstart, run, merge, add, evaluate, compare, audit, fetch, ls, show, check, cache):
+for verb in (quickstart, run, merge, add, evaluate, compare, audit, convert, publish, fetch, ls, show, check, cache):
     app.command(name=verb.__name__.rsplit(".", 1)[-1])(verb.command)
 
 

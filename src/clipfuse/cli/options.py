@@ -4,6 +4,7 @@ import functools
 import inspect
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,10 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     "plugin": (
         list[str] | None,
         typer.Option("--plugin", metavar="FILE.py", help="Run a file that has methods of your own; may be repeated."),
+    ),
+    "locked": (
+        str | None,
+        typer.Option("--locked", metavar="FILE", help="Open only what this clipfuse.lock (or a folder's) names."),
     ),
     "keep_factors": (
         bool,
@@ -134,6 +139,11 @@ def need(tree: Mapping[str, Any], key: str, example: str) -> Any:
     return tree[key]
 
 
+def is_first() -> bool:
+    """Whether this is the process that speaks, of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(text: str) -> None:
     """A line for the person at the terminal: standard error."""
     print(text, file=sys.stderr)
@@ -152,7 +162,7 @@ class Stderr:
 def show_log(verbose: bool) -> None:
     """Warnings of clipfuse go to standard error, with --verbose everything that it logs."""
     handler = logging.StreamHandler(Stderr())
-    handler.setLevel(logging.INFO if verbose else logging.WARNING)
+    handler.setLevel(logging.INFO if verbose else logging.WARNING if is_first() else logging.ERROR)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     root = logging.getLogger("clipfuse")
     root.handlers, root.propagate = [handler], False

@@ -17,7 +17,7 @@ from clipfuse.cli.options import (
 
 @options(
     *("out", "overwrite", "device", "dtype", "precision", "memory", "batch_size", "seed", "limit"),
-    *("plugin", "keep_factors", "verbose"),
+    *("plugin", "keep_factors", "locked", "verbose"),
 )
 def command(given: Given, words: Words = None, published: Published = False, as_json: Json = False) -> None:
     """Merge, evaluate and report into one folder: method= modelpool= taskpool=, then key=value."""

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from clipfuse.cli.options import Given, Json, load_given, megabytes, options, print_json
+from clipfuse.cli.live import live
+from clipfuse.cli.options import Given, Json, load_given, megabytes, options, print_json, take, tree_of
 from clipfuse.errors import ConfigError
 
 What = Literal["method", "model", "modelpool", "task"]
@@ -17,12 +18,16 @@ def command(
     given: Given,
     what: Annotated[What, typer.Argument(help="What to show.")],
     name: Annotated[str, typer.Argument(help="A method, edit or finish; a folder or hub id; a pool; a task.")],
+    words: Annotated[list[str] | None, typer.Argument(metavar="[base=...]", help="Base of a model.")] = None,
     bibtex: Annotated[bool, typer.Option("--bibtex", help="Of a method: print its BibTeX entry.")] = False,
     samples: Annotated[int | None, typer.Option("--samples", min=1, help="Of a task: save so many images.")] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", metavar="FILE.png", help="Where --samples go.")] = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Of a model: read its weights and look for defects.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show one method, model, modelpool or task."""
+    if (deep or words) and what != "model":
+        raise ConfigError("--deep, base=: are for models")
     if bibtex and what != "method":
         raise ConfigError("--bibtex: is for methods")
     if samples and what != "task":
@@ -34,7 +39,8 @@ def command(
     if samples:
         save_samples(name, samples, out)
         return
-    data = {"model": model, "modelpool": modelpool, "task": task}[what](name)
+    base = take(tree_of(words, {}), "base").get("base")
+    data = model(name, base, deep) if what == "model" else {"modelpool": modelpool, "task": task}[what](name)
     if as_json:
         print_json(data)
         return
@@ -85,27 +91,14 @@ def default_of(field: Any) -> str:
     return f"required, as in {field.examples[0]!r}" if field.examples else "required"
 
 
-def model(name: str) -> dict[str, Any]:
-    """What a model is, without reading its weights."""
-    from clipfuse.checkpoints.checkpoint import common_dtype, open_checkpoint
-    from clipfuse.checkpoints.geometry import read_geometry
-    from clipfuse.checkpoints.hashes import known_hash
-    from clipfuse.checkpoints.locate import locate
-    from clipfuse.fusion.merged import read_recipe
+def model(name: str, base: str | None, deep: bool) -> dict[str, Any]:
+    """What a model is; its weights are read only if asked for."""
+    from clipfuse.run.identity import describe
 
-    at = locate(name)
-    checkpoint = open_checkpoint(at.folder, name)
-    recipe = read_recipe(at.folder) if at.folder.is_dir() else None
-    return {
-        "path": str(at.folder),
-        "revision": at.revision,
-        "geometry": str(read_geometry(at.folder)),
-        "parameters": sum(checkpoint.spec(n).numel for n in checkpoint),
-        "dtype": str(common_dtype(checkpoint)).removeprefix("torch."),
-        "size": megabytes(checkpoint.nbytes),
-        "files": [{"name": file.name, "sha256": known_hash(file)} for file in checkpoint.files],
-        "merged by": recipe["method"]["name"] if recipe else None,
-    }
+    facts = describe(name, deep, base, live)
+    warnings = facts.pop("warnings", None)
+    found = {**facts, "size": megabytes(facts.pop("bytes"))}
+    return found if warnings is None else {**found, "warnings": warnings or ["none"]}
 
 
 def modelpool(name: str) -> dict[str, Any]:
@@ -114,7 +107,7 @@ def modelpool(name: str) -> dict[str, Any]:
     from clipfuse.pool import HuggingFaceClipVisionPool
 
     config = HuggingFaceClipVisionPool.from_tree(choose("modelpool", name), name).config
-    return {"type": config.type, "models": [member.model_dump() for member in config.models]}
+    return config.model_dump(exclude_none=True, mode="json")
 
 
 def task(name: str) -> dict[str, Any]:

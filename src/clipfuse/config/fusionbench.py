@@ -5,6 +5,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
+from clipfuse.config.fusionbench_pools import translate_modelpool, translate_taskpool
 from clipfuse.errors import ConfigError
 
 Tree = dict[str, Any]
@@ -90,29 +91,10 @@ RUN: dict[str, str] = {"merged_model_save_path": "out"}
 IGNORED = ("fabric", "fast_dev_run", "dry_run", "print_config", "report_save_path", "path", "hydra", "_recursive_")
 """Keys of a whole run that have no meaning here; what is ignored is named."""
 
-TYPES: dict[tuple[str, str], str] = {
-    ("modelpool", "fusion_bench.modelpool.CLIPVisionModelPool"): "huggingface_clip_vision",
-    ("modelpool", "CLIPVisionModelPool"): "huggingface_clip_vision",
-    ("taskpool", "fusion_bench.taskpool.CLIPVisionModelTaskPool"): "clip_vit_classification",
-}
-"""(group, their `_target_` or type) → our type. A `_target_` is a word in this table, never something to import."""
-
-DATASETS = ("tta_datasets", "train_datasets", "val_datasets", "test_datasets")
-POOL_IGNORED = ("_target_", "_recursive_", "_usage_", "_version_", "processor", *DATASETS)
-TASKPOOL_IGNORED = (
-    *("_target_", "_recursive_", "name", "dataset_type", "batch_size", "num_workers", "dataloader_kwargs"),
-    *(
-        "fast_dev_run",
-        "processor",
-        "layer_wise_feature_save_path",
-        "layer_wise_feature_first_token_only",
-        "test_datasets",
-    ),
+PRESETS = re.compile(
+    r"(CLIPVisionModelPool/|CLIPVisionModelTaskPool/|clip-vit-classification_)+|_model_only$|(?<=TA8)_(B16|L14)$"
 )
-
-
-PRESETS = re.compile(r"(CLIPVisionModelPool/|CLIPVisionModelTaskPool/|clip-vit-classification_)+")
-"""What FusionBench puts before the names of pools and suites that we call `clip-vit-base-patch32_TA8` and `TA8`."""
+"""What FusionBench puts around the names of pools and suites that we call `clip-vit-base-patch32_TA8` and `TA8`."""
 
 
 def preset_name(group: str, value: str) -> str:
@@ -137,13 +119,9 @@ def translate(tree: Tree) -> tuple[Tree, list[str]]:
     if isinstance(tree.get("method"), dict):
         tree = translate_method(tree, notes)
     if isinstance(tree.get("modelpool"), dict):
-        tree["modelpool"] = translate_group("modelpool", tree["modelpool"], POOL_IGNORED, notes)
+        tree["modelpool"] = translate_modelpool(tree["modelpool"], notes)
     if isinstance(tree.get("taskpool"), dict):
-        pool = translate_group("taskpool", tree["taskpool"], TASKPOOL_IGNORED, notes)
-        if "clip_model" in pool:
-            pool = {**pool, "base": pool.pop("clip_model")}
-            notes.append("taskpool.clip_model is read as taskpool.base")
-        tree["taskpool"] = pool
+        tree["taskpool"] = translate_taskpool(tree["taskpool"], notes)
     return tree, notes
 
 
@@ -201,18 +179,3 @@ def unwrap_finish(tree: Tree, method: Tree, notes: list[str]) -> tuple[Tree, Tre
         return tree, method
     notes.append(f"{name} is read as the method {ours} and the finish {finish['name']}")
     return {**tree, "finishes": [finish, *tree.get("finishes", [])]}, {"name": ours, **settings}
-
-
-def translate_group(group: str, tree: Tree, ignored: tuple[str, ...], notes: list[str]) -> Tree:
-    """One group's tree without FusionBench's own keys; its `_target_` or type in our word."""
-    tree = dict(tree)
-    theirs = tree.get("_target_", tree.get("type"))
-    if isinstance(theirs, str) and (group, theirs) in TYPES:
-        tree["type"] = TYPES[group, theirs]
-        notes.append(f"{group}: {theirs} is read as {tree['type']}")
-        tree.pop("_target_", None)
-    for key in ignored:
-        if key in tree and key != "_target_":
-            del tree[key]
-            notes.append(f"{group}.{key} is ignored")
-    return tree

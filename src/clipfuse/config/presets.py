@@ -1,19 +1,24 @@
 """Finding and composing presets: shipped groups, the user's `./config`, and plain files.
 
 A group is a folder of YAML files (`modelpool`, `taskpool`, `method`, `run`). A file with a `defaults:` list is
-composed by Hydra's Compose API; nothing is ever instantiated from it.
+composed by Hydra's Compose API, or by a table where it names FusionBench's groups and they are not there; nothing is
+ever instantiated from it.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from clipfuse.config.foreign_defaults import compose_by_table, stands_alone
+from clipfuse.config.fusionbench_pools import IGNORED, MISSING, spent_keys
 from clipfuse.config.read import inspect, read_yaml
 from clipfuse.errors import ConfigError, unknown
 
 SHIPPED = Path(__file__).parent / "presets"
+INSIDE = "a file may interpolate only inside itself"
 GROUPS = ("modelpool", "taskpool", "method", "run")
 
 
@@ -54,26 +59,41 @@ def load_preset(group: str, value: str) -> dict[str, Any]:
     path = preset_path(group, value)
     tree = read_yaml(path)
     if "defaults" in tree:
-        tree = compose(group, path)
-    return resolve(tree, str(path))
+        root = root_of(group, path)
+        alone = stands_alone(tree, root, group)
+        tree = compose_by_table(tree, str(path)) if alone else compose(group, path, root)
+    spent = spent_keys(group, tree)
+    resolved = resolve(group, tree, str(path), (*spent, *IGNORED.get(group, ())))
+    return {key: value for key, value in resolved.items() if key not in spent}
 
 
-def resolve(tree: dict[str, Any], where: str) -> dict[str, Any]:
-    """A plain tree with its `${…}` filled in from itself."""
+def resolve(group: str, tree: dict[str, Any], where: str, but: Sequence[str]) -> dict[str, Any]:
+    """A plain tree with its `${…}` filled in from itself, `but` for some keys; it may name itself by its group."""
     if "${" not in str(tree):
         return tree
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
+    resolved, place = dict(tree), where
     try:
-        plain = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
+        found = OmegaConf.create({**tree, group: tree})[group]
+        for key in [key for key in tree if key not in but and tree[key] != MISSING]:
+            place = f"{where}: {key}"
+            value = found[key]
+            resolved[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{where}: {str(error).splitlines()[0]}") from None
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+        hint = "" if isinstance(error, InterpolationToMissingValueError) else f"; {INSIDE}"
+        raise ConfigError(f"{place}: {str(error).splitlines()[0]}{hint}") from None
+    return resolved
 
 
-def compose(group: str, path: Path) -> dict[str, Any]:
+def root_of(group: str, path: Path) -> Path | None:
+    """The folder of groups that a file is in: the parent of its group's folder."""
+    parents = path.resolve().parents
+    return next((parent for parent in parents if (parent / group) in parents), None)
+
+
+def compose(group: str, path: Path, root: Path | None) -> dict[str, Any]:
     """Compose a file with a `defaults:` list; its own folder tree comes before the shipped presets."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
@@ -81,13 +101,16 @@ def compose(group: str, path: Path) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    root = next((parent for parent in path.resolve().parents if (parent / group) in path.resolve().parents), None)
-    name = path.resolve().relative_to(root or path.resolve().parent).with_suffix("").as_posix()
+    words = [f"hydra.searchpath=['file://{SHIPPED}']"]
+    name: str | None = path.stem
+    if root is not None:  # as one of its group: entries of its list are relative to the group then
+        option = path.resolve().relative_to(root / group).with_suffix("").as_posix().replace("'", r"\'")
+        name, words = None, [f"+{group}='{option}'", *words]
     try:
         with initialize_config_dir(str(root or path.resolve().parent), job_name="clipfuse", version_base="1.3"):
-            cfg = hydra_compose(name, overrides=[f"hydra.searchpath=['file://{SHIPPED}']"])
+            cfg = hydra_compose(name, overrides=words)
         tree = OmegaConf.to_container(cfg, resolve=False)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
     assert isinstance(tree, dict)
     plain = {str(key): value for key, value in tree.items()}

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -157,10 +158,16 @@ def aside(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    stream = torch.cuda.Stream(device)
+    stream = side_stream(device)
     with torch.cuda.stream(stream):
         yield
     stream.synchronize()
+
+
+@cache
+def side_stream(device: torch.device) -> "torch.cuda.Stream":
+    """One for each device and process: the allocator keeps what was freed for each stream apart."""
+    return torch.cuda.Stream(device)
 
 
 def make_ready(images: ImageSet, told: Callable[[int], None] = lambda count: None) -> None:

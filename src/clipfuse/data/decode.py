@@ -13,6 +13,7 @@ from torch import Tensor
 from clipfuse.cores import available_cores
 from clipfuse.data.preprocess import Preprocess, picture, planes
 from clipfuse.data.splits import Split
+from clipfuse.errors import TaskError
 from clipfuse.shapes import Bool, UInt8
 
 UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
@@ -38,12 +39,11 @@ class Decoded:
 
 
 def decode(split: Split, preprocess: Preprocess, rows: Sequence[int]) -> Decoded:
-    """Read and decode the images `rows`, on all cores."""
+    """Read and decode the images `rows`, on all cores. Raises TaskError for files that cannot be read at all."""
 
     def load(row: int) -> tuple[Tensor, bool, bytes]:
-        raw = b""
+        raw = read(split, row)
         try:
-            raw = split.read(row)
             image = Image.open(io.BytesIO(raw)).convert("RGB")
             small = preprocess.small(image)
             return planes(image) if small else preprocess.pixels(image), small, hashlib.sha256(raw).digest()
@@ -58,6 +58,14 @@ def decode(split: Split, preprocess: Preprocess, rows: Sequence[int]) -> Decoded
     )
 
 
+def read(split: Split, row: int) -> bytes:
+    """An image's encoded bytes. Raises TaskError where the file system fails: that says nothing about the image."""
+    try:
+        return split.read(row)
+    except OSError as error:
+        raise TaskError(f"{split.task}: {split.label_of(row)}: cannot be read ({error.strerror or error})") from None
+
+
 def finish(
     images: Sequence[Tensor], native: Sequence[bool], preprocess: Preprocess, device: torch.device
 ) -> UInt8[Tensor, "image 3 crop crop"]:
@@ -68,6 +76,8 @@ def finish(
     """
     side = preprocess.crop
     if device.type == "cuda":
+        if not any(native) and (whole := one_view(images)) is not None:
+            return onto(whole, device)
         found = torch.empty(len(images), 3, side, side, dtype=torch.uint8, device=device)
         for rows in by_shape(images, native):
             stack = onto(torch.stack([images[row] for row in rows]), device)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clipfuse.checkpoints.hub import HubRef, OutOfReachError, RemoteFile, bring, hub_errors, offline, remote_list
+from clipfuse.checkpoints.ledger import locked_revision, note_opened
 from clipfuse.checkpoints.locate import COMMIT
 from clipfuse.data.prepared import Prepared, find_prepared, recall, remember, split_rows
 from clipfuse.data.table_files import is_table, open_table
@@ -51,6 +52,7 @@ def open_hub(task: Task, split: str) -> Table:
         ) from None
     except LocateError as error:
         raise TaskError(f"{task.name}: {error}") from None
+    note_opened("dataset", stands.hub.repo, prepared.commit)
     source, where = task.splits[split], f"{task.hub_dataset} {task.splits[split]}"
     with table_errors(task, where):
         rows = Arrow(split_rows(task, prepared, source))
@@ -68,7 +70,8 @@ def standing(task: Task) -> Standing:
     """
     from huggingface_hub import HfApi
 
-    hub = HubRef(str(task.hub_dataset), task.revision, "dataset")
+    repo = str(task.hub_dataset)
+    hub = HubRef(repo, locked_revision("dataset", repo) or task.revision, "dataset")
     config = task.hub_config
     if hub.revision and COMMIT.fullmatch(hub.revision) and (found := find_prepared(hub, config, hub.revision)):
         return Standing(hub, found)

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import shutil
-import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from clipfuse.cache import cache_folder, cache_limit
 from clipfuse.checkpoints.safetensors_file import SafetensorsFile
-from clipfuse.checkpoints.writer import write_text
+from clipfuse.checkpoints.writer import part_of, write_text
 from clipfuse.data.decode import EMPTY, Decoded, decode
 from clipfuse.data.preprocess import Preprocess
 from clipfuse.data.splits import Split
@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 SHARD = 1024
 """Images a file."""
 ABOUT = "about.json"
+IN_USE: set[Path] = set()
+"""Entries that this process has opened: they do not make room for each other."""
+FULL = "%s %s: the image cache is full after %d images; the others are decoded each time (CLIPFUSE_CACHE_LIMIT)"
 
 
 @dataclass(frozen=True)
@@ -61,25 +64,37 @@ class Entry:
         return self.make(number)
 
     def make(self, number: int) -> Decoded:
-        """Decode one shard and write it; where writing is refused, it is not kept."""
+        """Decode one shard and keep it, where there is room and writing is not refused."""
         found = decode(self.split, self.preprocess, self.shards()[number])
-        with suppress(OSError):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_shard(self.file(number), found)
+        with suppress(OSError, OutputError, SafetensorError):
+            self.keep(number, found)
         return found
+
+    def keep(self, number: int, found: Decoded) -> bool:
+        """Write one shard; False if that would not fit the cache's limit."""
+        if not make_room(sum(image.numel() for image in found.images)):
+            return False
+        if not (self.folder / ABOUT).is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            about = {
+                "task": self.split.task, "split": self.split.name, "images": len(self.split),
+                "preprocess": self.preprocess.key, "origin": dict(self.split.origin or {}),
+            }  # fmt: skip
+            write_text(self.folder / ABOUT, json.dumps(about, indent=2) + "\n")
+        write_shard(self.file(number), found)
+        return True
 
 
 def open_entry(split: Split, preprocess: Preprocess) -> Entry | None:
-    """The place of a split in the cache; None where its images have no identity, or would not fit the limit."""
+    """The place of a split in the cache, which from now on is in use; None where its images have no identity."""
+    cache_limit()  # one that cannot be read is told before anything is decoded
     key = split.key(preprocess.key)
     if key is None:
         return None
-    most = 3 * preprocess.crop**2 * len(split)
-    if most > cache_limit():
-        log.warning("%s %s: up to %d GB of images would not fit the cache's limit", split.task, split.name, most >> 30)
-        return None
     name = "".join(c if c.isalnum() or c in "-_" else "_" for c in f"{split.task}-{split.name}")
-    return Entry(cache_folder("images") / f"{name}-{key[:16]}", split, preprocess)
+    folder = cache_folder("images") / f"{name}-{key[:16]}"
+    IN_USE.add(folder)
+    return Entry(folder, split, preprocess)
 
 
 def fill(entry: Entry, told: Callable[[int], None]) -> None:
@@ -89,21 +104,17 @@ def fill(entry: Entry, told: Callable[[int], None]) -> None:
         OutputError: the file system refuses, or is full.
     """
     try:
-        entry.folder.mkdir(parents=True, exist_ok=True)
-        if not (entry.folder / ABOUT).is_file():
-            about = {
-                "task": entry.split.task, "split": entry.split.name, "images": len(entry.split),
-                "preprocess": entry.preprocess.key, "origin": dict(entry.split.origin or {}),
-            }  # fmt: skip
-            write_text(entry.folder / ABOUT, json.dumps(about, indent=2) + "\n")
-        os.utime(entry.folder / ABOUT)
         for number, rows in enumerate(entry.shards()):
             if not entry.file(number).is_file():
-                write_shard(entry.file(number), decode(entry.split, entry.preprocess, rows))
+                if not entry.keep(number, decode(entry.split, entry.preprocess, rows)):
+                    log.warning(FULL, entry.split.task, entry.split.name, number * SHARD)
+                    break
                 told(len(rows))
-    except OSError as error:
-        raise OutputError(f"{entry.folder}: {error.strerror}; image_cache=false decodes each time anew") from None
-    prune(keep=entry.folder)
+    except (OSError, SafetensorError) as error:
+        why = error.strerror if isinstance(error, OSError) else "cannot be written, is the disk full?"
+        raise OutputError(f"{entry.folder}: {why}; image_cache=false decodes each time anew") from None
+    with suppress(OSError):  # a cache that may only be read
+        os.utime(entry.folder / ABOUT)
 
 
 def missing(entry: Entry) -> int:
@@ -123,7 +134,7 @@ def unreadable_rows(entry: Entry) -> list[int]:
 
 def write_shard(path: Path, found: Decoded) -> None:
     """Whole or not at all, whoever else writes it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+    temporary = part_of(path)
     pixels = torch.cat([image.flatten() for image in found.images])
     sizes = torch.tensor([image.shape[1:] for image in found.images], dtype=torch.int32)
     tensors = {"sizes": sizes, "native": found.native, "digests": found.digests, "pixels": pixels}
@@ -175,25 +186,32 @@ def entries() -> Iterator[tuple[Path, int, float]]:
 
 def verify(folder: Path) -> list[Path]:
     """The damaged shards of an entry."""
-    about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    shards = sorted(folder.glob("[0-9]*.safetensors"))
+    try:
+        images = int(json.loads((folder / ABOUT).read_text(encoding="utf-8"))["images"])
+    except (ValueError, KeyError, TypeError, OSError):
+        return [folder / ABOUT, *shards]
     damaged = []
-    for path in sorted(folder.glob("[0-9]*.safetensors")):
-        first = SHARD * int(path.stem)
+    for path in shards:
         try:
-            read_shard(path, min(SHARD, about["images"] - first))
+            read_shard(path, min(SHARD, images - SHARD * int(path.stem)))
         except CheckpointError:
             damaged.append(path)
     return damaged
 
 
-def prune(keep: Path) -> None:
-    """Remove what was not used for longest until the rest fits the limit."""
+def make_room(wanted: int) -> bool:
+    """Remove what was not used for longest until `wanted` bytes more fit the limit, but nothing that is in use.
+
+    False if there is no such room.
+    """
     found = sorted(entries(), key=lambda entry: entry[2])
-    held = sum(size for _, size, _ in found)
+    free = cache_limit() - sum(size for _, size, _ in found)
     for folder, size, _ in found:
-        if held <= cache_limit():
+        if free >= wanted:
             break
-        if folder != keep:
+        if folder not in IN_USE:
             log.info("image cache: %s makes room", folder.name)
             shutil.rmtree(folder, ignore_errors=True)
-            held -= size
+            free += size
+    return free >= wanted

@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from clipfuse.cores import available_cores
-from clipfuse.data.decode import UNREADABLE
+from clipfuse.data.decode import UNREADABLE, read
 from clipfuse.data.splits import Split
 from clipfuse.errors import TaskError
 from clipfuse.shapes import Bool, Float, Int, UInt8
@@ -77,19 +77,21 @@ def take_prints(split: Split, told: Callable[[int], None] = lambda count: None) 
     """
 
     def work(row: int) -> tuple[bytes, bytes]:
+        raw = read(split, row)
         try:
-            image = Image.open(io.BytesIO(split.read(row))).convert("RGB")
+            image = Image.open(io.BytesIO(raw)).convert("RGB")
         except UNREADABLE:
             raise TaskError(f"{split.task}: {split.label_of(row)}: is not a readable image") from None
         return digest(image), thumbnail(image)
 
     exact, small = bytearray(), bytearray()
-    with ThreadPoolExecutor(available_cores()) as threads:
-        for one, other in threads.map(work, range(len(split))):
-            exact += one
-            small += other
-            told(1)
     count = len(split)
+    with ThreadPoolExecutor(available_cores()) as threads:
+        for start in range(0, count, TRAINS):  # a future for each image would cost more than its prints
+            for one, other in threads.map(work, range(start, min(start + TRAINS, count))):
+                exact += one
+                small += other
+                told(1)
     return Prints(
         torch.from_numpy(np.frombuffer(exact, np.uint8).reshape(count, 32)),
         torch.from_numpy(np.frombuffer(small, np.uint8).reshape(count, SIDE * SIDE)),

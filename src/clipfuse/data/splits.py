@@ -111,6 +111,9 @@ def check_split(task: Task, split: Split) -> None:
             f"{task.name}: label {split.labels[wrong]} of {split.label_of(wrong)} ({many} of {len(split)} labels in "
             f"{split.name!r} are out of range); the task has {count} classes, 0 to {count - 1}"
         )
+    there = set(split.labels)
+    if missing := [name for label, name in enumerate(task.classes) if label not in there]:
+        log.warning("%s: no %s images of %d classes, e.g. %r", task.name, split.name, len(missing), missing[0])
     if remark := size_remark(task, split):
         log.warning(remark)
 
@@ -119,7 +122,8 @@ def size_remark(task: Task, split: Split) -> str | None:
     """What is to be said where a whole test split has another size than the task's description says."""
     if split.name != "test" or task.test_images in (None, len(split)) or "limit" in split.chosen:
         return None
-    return f"{task.name}: {len(split):,} test images; published figures are of {task.test_images:,}"
+    whose = "published figures are of" if task.hub_dataset else "its description says"
+    return f"{task.name}: {len(split):,} test images; {whose} {task.test_images:,}"
 
 
 def carve_val(task: Task, train: Split, seed: int) -> Split:
@@ -151,8 +155,6 @@ def open_folder(task: Task, split: str) -> Split:
         images = (path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGES)
         files += [(path, label[folder.name]) for path in images]
     files.sort(key=lambda found: found[1])
-    if missing := [name for name in task.classes if label[name] not in {number for _, number in files}]:
-        log.warning("%s: no %s images of %d classes, e.g. %r", task.name, split, len(missing), missing[0])
     paths = [path for path, _ in files]
     origin = {"folder": str(root.resolve()), "files": listing(paths)}
     labels = [number for _, number in files]

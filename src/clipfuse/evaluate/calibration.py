@@ -76,20 +76,6 @@ def fit_temperature(logits: Float[Tensor, "image class"], labels: Int[Tensor, "i
             return 1 / inverse
 
 
-@torch.no_grad()
-def nll(
-    logits: Float[Tensor, "image class"], labels: Int[Tensor, "image"], temperature: float = 1.0
-) -> Float[Tensor, "image"]:
-    """−log softmax(logits / temperature) at the label, nats, for each image; float64, rounded to float32 at the end.
-
-    Raises ConfigError for a temperature that is not positive.
-    """
-    if not temperature > 0:
-        raise ConfigError(f"temperature: found {temperature}; must be above 0")
-    losses = [torch.logsumexp(rows / temperature, 1).float() for rows in margins(logits, labels)]
-    return torch.cat(losses) if losses else logits.new_zeros(0, dtype=torch.float32)
-
-
 def slope(logits: Float[Tensor, "image class"], labels: Int[Tensor, "image"], inverse: float) -> tuple[float, float]:
     """First and second derivative of the mean loss by 1/T: mean and variance of the margins under softmax(logits/T)."""
     first = second = 0.0

@@ -9,7 +9,7 @@ import torch
 
 from clipfuse.data import Block, ImageSet, blocks
 from clipfuse.data.image_cache import SHARD
-from clipfuse.errors import ModelError
+from clipfuse.errors import ModelError, TaskError
 from clipfuse.evaluate.calibration import fit_temperature
 from clipfuse.evaluate.forward import Batches, automatic_batch, products
 from clipfuse.evaluate.score import Columns, Part, Score, columns_of, joined
@@ -50,7 +50,11 @@ def evaluate(
             raise ModelError(f"two {what} are called {twice!r}; scores are told apart by name")
     found: list[Score] = []
     for group in groups(candidates, scoring.memory):
-        found += score_group(group, sets, heads, scoring, progress)
+        try:
+            found += score_group(group, sets, heads, scoring, progress)
+        except torch.OutOfMemoryError:  # outside of forward passes, which go on with smaller batches
+            names = ", ".join(candidate.name for candidate in group)
+            raise ModelError(f"{names}: the device {scoring.device} has too little memory") from None
     order = {candidate.name: place for place, candidate in enumerate(candidates)}
     return sorted(found, key=lambda score: order[score.model])
 
@@ -79,7 +83,7 @@ def score_group(
                 jobs.append(Job(candidate, images, heads[task], temperature, key))
     for job in jobs:
         if job.key and scoring.store and (kept := scoring.store.get(job.key)):
-            job.score = kept.named(job.candidate.name, job.candidate.parameters)
+            job.score = kept.named(job.candidate.name, job.images.split.task, job.candidate.parameters)
     if scoring.workers.state:  # all must go the same way, also where one machine's cache knows more than another's
         known = scoring.workers.gather([job.score is not None for job in jobs])
         for number, job in enumerate(jobs):
@@ -108,17 +112,19 @@ def score_split(
     """Score several models on one split: block after block, in each all models that lack it."""
     share, store = scoring.workers.share, scoring.store
     batches, tallies = {}, {}
+    # Together the processes cut blocks as one would, whatever memory made of their batches; one alone has no need to
+    # cut them before a model does.
+    first = min(first_batch(encoders[job.candidate.name], scoring) for job in jobs)
+    cut = first if scoring.workers.count > 1 else SHARD
     for job in jobs:
         name = job.candidate.name
         job.parts = store.parts(job.key, share) if store and job.key else {}
-        size = min((part.batch_size for part in job.parts.values()), default=None) or scoring.batch_size
-        batches[name] = Batches(size or automatic_batch(scoring.device, encoders[name].widest), name)
-        tallies[name] = Tally(name, images.split.task, images.size)
+        size = min((part.batch_size for part in job.parts.values()), default=None)
+        batches[name] = Batches(size or first_batch(encoders[name], scoring), name)
+        tallies[name] = Tally(name, images.split.task, -(-images.size // scoring.workers.count))
         for part in job.parts.values():
             tell(progress, tallies[name], part.columns)
     wanted = [number for number in range(images.count) if any(number not in job.parts for job in jobs)]
-    # Together the processes cut blocks as one would; one alone has no need to cut them before a model does.
-    cut = min(batch.size for batch in batches.values()) if scoring.workers.count > 1 else SHARD
     for block in blocks(images, cut, scoring.device, wanted, share):
         for job in jobs:
             if block.number not in job.parts:
@@ -132,6 +138,11 @@ def score_split(
         job.score = finish_score(job, scoring)
         if store and job.key:
             store.put(job.key, job.score)
+
+
+def first_batch(encoder: Encoder, scoring: Scoring) -> int:
+    """The batch that a model begins with, before memory has a say."""
+    return scoring.batch_size or automatic_batch(scoring.device, encoder.widest)
 
 
 def tell(progress: Progress | None, tally: Tally, columns: Columns) -> None:
@@ -154,7 +165,7 @@ def score_block(job: Job, encoder: Encoder, block: Block, batches: Batches, scor
         features = encoder.features(pixels, job.images.split.task if encoder.needs_task_id else None)
         logits = job.head.logits(encoder, features)
         found = columns_of(logits, labels[start:stop], job.temperature)
-        if scoring.joint:
+        if scoring.joint and not encoder.needs_task_id:
             found["joint"] = scoring.joint.head.logits(encoder, features).argmax(-1).int()
         return found | ({"logits": logits} if scoring.fit else {})
 
@@ -175,15 +186,19 @@ def finish_score(job: Job, scoring: Scoring) -> Score:
     own = [job.parts[number].columns for number in numbers if job.parts[number].columns]
     columns = joined(own) if own else {}
     seconds = sum(part.seconds for part in job.parts.values())
-    everywhere = scoring.workers.gather((columns, seconds))
-    columns = joined([part for part, _ in everywhere if part])
+    everywhere = scoring.workers.gather((columns, seconds, min(part.batch_size for part in job.parts.values())))
     parts = [job.parts[number] for number in numbers]
     labels = torch.cat([part.labels for part in parts])
+    if not len(labels):
+        raise TaskError(f"{job.images.split.task}: none of its {job.images.size:,} images can be read")
+    columns = joined([part for part, _, _ in everywhere if part])
+    if not len(labels) == len(columns["place"]) == len(columns["place"].unique()):
+        raise ModelError(f"{job.candidate.name}: the processes' shares of {job.images.split.task} do not make a whole")
     logits = columns.pop("logits", None)
     digest = hashlib.sha256(b"".join(bytes.fromhex(part.digest) for part in parts))
     return Score(
         job.candidate.name, job.images.split.task, columns, labels, len(job.head.weights), digest.hexdigest(),
-        parameters=job.candidate.parameters, seconds=sum(spent for _, spent in everywhere),
-        batch_size=parts[-1].batch_size, unreadable=sum(part.unreadable for part in parts),
+        parameters=job.candidate.parameters, seconds=sum(spent for _, spent, _ in everywhere),
+        batch_size=min(size for _, _, size in everywhere), unreadable=sum(part.unreadable for part in parts),
         temperature=job.temperature, fitted=None if logits is None else fit_temperature(logits, labels),
     )  # fmt: skip

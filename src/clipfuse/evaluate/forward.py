@@ -63,19 +63,25 @@ class Batches:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """CUDA has a class for it, the CPU's allocator words."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """CUDA has a class for it, its libraries, the CPU's allocator and MPS have words."""
+    words = ("can't allocate memory", "ALLOC_FAILED", "MPS backend out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 @contextmanager
 def products(precision: str) -> Iterator[None]:
     """Inside, CUDA multiplies float32 in TF32 if `precision` says so, and exactly otherwise."""
-    places: tuple[Any, Any] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [place.allow_tf32 for place in places]
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn
+    newer = hasattr(matmul, "fp32_precision")  # torch 2.9; the older switches then may only be read
+    places: list[tuple[Any, str]] = [(matmul, "allow_tf32"), (conv, "allow_tf32")]
+    if newer:
+        places = [(matmul, "fp32_precision"), (conv.conv, "fp32_precision")]  # type: ignore[attr-defined]
+    wanted = precision == "tf32"
+    before = [getattr(place, name) for place, name in places]
     try:
-        for place in places:
-            place.allow_tf32 = precision == "tf32"
+        for place, name in places:
+            setattr(place, name, ("tf32" if wanted else "ieee") if newer else wanted)
         yield
     finally:
-        for place, value in zip(places, before, strict=True):
-            place.allow_tf32 = value
+        for (place, name), value in zip(places, before, strict=True):
+            setattr(place, name, value)

@@ -81,8 +81,8 @@ class Record(Config):
     """Sum of the images' cross-entropies, nats: n times the NLL."""
     ece: float
     """Expected calibration error, 15 bins."""
-    val: Mapping[str, int] | None = None
-    """Images `n` and `correct` ones of the val split, where a temperature was fitted on it."""
+    val: Mapping[str, Any] | None = None
+    """Images `n` and `correct` ones of the val split, where a temperature was fitted on it, and how it was chosen."""
     temperature: float | None = None
     """What logits were divided by for the tempered figures, fitted on the val split."""
     tempered_loss: float | None = None

@@ -68,9 +68,9 @@ class Score:
         """Sum of the images' cross-entropies, nats, added in float64 in the images' order."""
         return float(self.columns["loss"].double().sum())
 
-    def named(self, model: str, parameters: int) -> "Score":
-        """The same score under a candidate's name."""
-        return replace(self, model=model, parameters=parameters)
+    def named(self, model: str, task: str, parameters: int) -> "Score":
+        """The same score under a candidate's and a task's name."""
+        return replace(self, model=model, task=task, parameters=parameters)
 
 
 def columns_of(

@@ -84,10 +84,17 @@ class Scoring:
             return None
         facts = [
             VERSION, __version__, torch.__version__, metadata.version("transformers"), model, source,
-            head.key, self.joint and self.joint.key, self.device.type, self.dtype, self.compiled, self.batch_size,
+            head.key, self.joint and self.joint.key, name_of(self.device), self.dtype, self.compiled, self.batch_size,
             self.fit, temperature, self.workers.count,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def name_of(device: torch.device) -> str:
+    """What the bits of a forward pass depend on: the kind of GPU, or the CPU's vector units and threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()}"
 
 
 def groups(candidates: Sequence[Candidate], memory: int) -> Iterator[list[Candidate]]:

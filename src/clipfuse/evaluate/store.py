@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from clipfuse.checkpoints.writer import part_of
 from clipfuse.evaluate.score import Part, Score
 
 
@@ -31,7 +32,8 @@ class ScoreStore:
                 facts, names = file.metadata(), list(file.keys())
                 columns = {name: file.get_tensor(name) for name in names}
             labels = columns.pop("labels")
-            os.utime(path)
+            with suppress(OSError):  # a cache that may only be read
+                os.utime(path)
             return Score(
                 "", facts["task"], columns, labels, int(facts["classes"]), facts["fingerprint"],
                 seconds=float(facts["seconds"]), batch_size=int(facts["batch_size"]),
@@ -76,7 +78,7 @@ class ScoreStore:
 
     def write(self, path: Path, tensors: dict[str, torch.Tensor], facts: dict[str, str]) -> None:
         """Whole or not at all; where that is refused, nothing is kept."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        temporary = part_of(path)
         with suppress(OSError, SafetensorError):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:

@@ -5,15 +5,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from clipfuse.checkpoints.names import canonical_names
+from clipfuse.checkpoints.names import PROJECTION, canonical_names
 from clipfuse.errors import ModelError
 from clipfuse.evaluate.scoring import Candidate
 from clipfuse.fusion.merged import NO_GEOMETRY
 from clipfuse.fusion.sinks import TensorSink
 from clipfuse.fusion.sweep import Sweep
 from clipfuse.models.base import ClipBase
-from clipfuse.models.build import build_vision_model
-from clipfuse.models.encoder import VisionEncoder
+from clipfuse.models.encoder import build_encoder
 from clipfuse.shapes import Float
 
 
@@ -25,10 +24,10 @@ class WorkingCopy:
         if pool.geometry is None:
             raise ModelError(NO_GEOMETRY)
         self.sweep = sweep
-        self.encoder = VisionEncoder(build_vision_model(pool.lead, pool.geometry), base).to(device, torch.float32)
+        self.encoder = build_encoder(pool.lead, pool.geometry, base).to(device, torch.float32)
         stored = self.encoder.vision.state_dict()
-        names = canonical_names(stored, "the model")
-        self.sink = TensorSink({name: stored[place] for name, place in names.items()})
+        places = {name: stored[place] for name, place in canonical_names(stored, "the model").items()}
+        self.sink = TensorSink(places | ({PROJECTION: self.encoder.projection} if PROJECTION in pool.lead else {}))
         self.value: float | None = None
 
     def set(self, value: float) -> None:

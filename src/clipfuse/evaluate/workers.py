@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -46,11 +47,19 @@ class Workers:
         return gather_object([found])
 
 
-def find_workers(environ: Callable[[str], str | None] = os.environ.get) -> Workers:
+PATIENCE = timedelta(days=1)
+"""How long processes wait for the first one, which may be downloading and decoding."""
+
+
+def find_workers(device: str = "auto", environ: Callable[[str], str | None] = os.environ.get) -> Workers:
     """The processes that `torchrun` (or another launcher that sets WORLD_SIZE and RANK) started.
 
+    Args:
+        device: `auto` is a GPU for each where there are some; `cpu` is none.
+        environ: Looks up a variable of the environment.
+
     Raises:
-        ConfigError: there are several and accelerate is not installed.
+        ConfigError: there are several and accelerate is not installed, or they are all to use one device.
     """
     if int(environ("WORLD_SIZE") or 1) == 1:
         return Workers()
@@ -60,5 +69,9 @@ def find_workers(environ: Callable[[str], str | None] = os.environ.get) -> Worke
         raise ConfigError(
             "several processes (WORLD_SIZE) need accelerate: pip install 'clipfuse[distributed]'"
         ) from None
-    state = PartialState(cpu=not torch.cuda.is_available())
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(
+            f"device: several processes take auto, cuda or cpu, and share what is there (found {device!r})"
+        )
+    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=PATIENCE)
     return Workers(state.process_index, state.num_processes, state)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from clipfuse.checkpoints.checkpoint import Checkpoint
-from clipfuse.checkpoints.locate import VISION, hub_ref, locate
+from clipfuse.checkpoints.locate import VISION, is_remote, locate
 from clipfuse.checkpoints.safetensors_file import TensorSpec
 from clipfuse.checkpoints.writer import check_output
 from clipfuse.errors import ConfigError, PoolError
@@ -126,10 +126,10 @@ def recipe_base(found: Merged, where: str) -> Checkpoint:
     """The base that a recipe names, at the revision that was merged. Raises PoolError if it names none."""
     member = next((m for m in found.recipe["pool"] if m["name"] == PRETRAINED and m.get("path")), None)
     if member is None:
-        raise PoolError(f"{where}: its base was in memory and is in no file; pass it as base=")
+        raise PoolError(f"{where}: its base is not in the recipe; pass it as base=")
     path, revision = member["path"], member.get("revision")
-    if revision and (hub := hub_ref(path)):
-        path = f"{hub.repo}@{revision}"
+    if revision and is_remote(path):
+        path = f"{path.partition('@')[0]}@{revision}"
     return opened("base", path).experts["base"]
 
 

@@ -66,11 +66,12 @@ class Merged:
             ModelError: no base is given and the recipe knows none.
         """
         from clipfuse.models.base import known_base, open_base
-        from clipfuse.models.encoder import VisionEncoder
+        from clipfuse.models.encoder import build_encoder
 
         members = (m for m in self.recipe["pool"] if m["name"] == "_pretrained_" and m.get("path"))
         own = next((member["path"] for member in members), None)
-        return VisionEncoder(self.load_model(), base or open_base(own or known_base(self.geometry, "this merge")))
+        base = base or open_base(own or known_base(self.geometry, "this merge"))
+        return build_encoder(self.tensors, self.known_geometry, base)
 
     @property
     def known_geometry(self) -> Geometry:
@@ -158,5 +159,5 @@ def load(folder: str | Path) -> Merged:
     recipe = read_recipe(folder)
     if recipe is None:
         raise CheckpointError(f"{folder}: holds no {RECIPE}; clipfuse.load restores what clipfuse merged")
-    tensors: Checkpoint = open_checkpoint(folder, str(folder))
+    tensors = open_checkpoint(folder, str(folder)).with_projection()
     return Merged(tensors, recipe, read_geometry(folder), state=read_state(folder, recipe))

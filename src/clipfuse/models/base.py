@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from clipfuse.checkpoints.checkpoint import open_files, weights_file
+from clipfuse.checkpoints.checkpoint import Checkpoint, open_checkpoint, open_files, weights_file
 from clipfuse.checkpoints.geometry import Geometry, read_geometry
 from clipfuse.checkpoints.hashes import compute_hash
 from clipfuse.checkpoints.locate import CLIP, locate
@@ -48,6 +48,11 @@ class ClipBase:
         return read_geometry(self.folder)
 
     @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """Its vision tower, opened and not read: what a task vector is added to."""
+        return open_checkpoint(self.folder, self.ref)
+
+    @cached_property
     def identity(self) -> str:
         """Digest of its weights, configuration and tokenizer: the same for a copy in another place."""
         found = hashlib.sha256()
@@ -71,8 +76,6 @@ class ClipBase:
 
     def tensor(self, name: str) -> Tensor:
         """One of its tensors, a copy. Raises ModelError where it is no full CLIP."""
-        if not is_full_clip(self.folder):
-            raise ModelError(f"{self.folder}: is not a full CLIP model; a base needs its text encoder too")
         places, _ = open_files(weights_file(self.folder))
         if name not in places:
             raise ModelError(f"{self.folder}: is no whole CLIP model: it lacks {name}")
@@ -102,8 +105,11 @@ class ClipBase:
 
 
 def open_base(ref: str) -> ClipBase:
-    """Locate a base with all that it needs. Raises LocateError."""
-    return ClipBase(ref, locate(ref, CLIP).folder)
+    """Locate a base with all that it needs. Raises LocateError, and ModelError for what has no text encoder."""
+    folder = locate(ref, CLIP).folder
+    if not is_full_clip(folder):
+        raise ModelError(f"{ref}: is not a full CLIP model; a base needs its text encoder too")
+    return ClipBase(ref, folder)
 
 
 def known_base(geometry: Geometry | None, what: str) -> str:

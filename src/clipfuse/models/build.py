@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clipfuse.checkpoints.geometry import Geometry
-from clipfuse.checkpoints.names import canonical_names, hub_name
+from clipfuse.checkpoints.names import PROJECTION, canonical_names, hub_name
 from clipfuse.checkpoints.safetensors_file import TensorSpec
 from clipfuse.checkpoints.writer import SafetensorsWriter, new_folder, write_text
 from clipfuse.errors import ModelError
@@ -23,6 +23,8 @@ def build_vision_model(
     weights: Mapping[str, Tensor], geometry: Geometry, dtype: torch.dtype | None = None
 ) -> "CLIPVisionModel":
     """A `CLIPVisionModel` with a copy of `weights` (by canonical name), in eval mode; float32 unless `dtype` is given.
+
+    A projection among the weights is no part of it.
 
     Raises:
         ModelError: weights and geometry do not fit.
@@ -37,7 +39,7 @@ def build_vision_model(
         raise ModelError(f"transformers cannot build a vision tower of {geometry}: {error}") from None
     empty = model.state_dict()
     names = canonical_names(empty, "CLIPVisionModel")
-    if odd := sorted(names.keys() ^ weights.keys()):
+    if odd := sorted(names.keys() ^ (weights.keys() - {PROJECTION})):
         raise ModelError(f"weights and config.json do not fit: {odd[0]!r} is in one of them only ({geometry})")
     for name, stored in names.items():
         if (found := tuple(weights[name].shape)) != (wanted := tuple(empty[stored].shape)):

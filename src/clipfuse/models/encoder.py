@@ -1,6 +1,7 @@
 """Encoders: all that evaluation knows of a model."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
@@ -9,8 +10,10 @@ from torch import Tensor
 from clipfuse.checkpoints.checkpoint import Checkpoint
 from clipfuse.checkpoints.geometry import Geometry
 from clipfuse.checkpoints.hashes import compute_hash
+from clipfuse.checkpoints.names import PROJECTION
 from clipfuse.errors import ModelError
 from clipfuse.models.base import ClipBase
+from clipfuse.models.build import build_vision_model
 from clipfuse.shapes import Float
 
 if TYPE_CHECKING:
@@ -46,18 +49,15 @@ class Encoder(Protocol):
 
 
 class VisionEncoder:
-    """A vision tower with the base's projection."""
+    """A vision tower with the base's projection, or with one of its own, (embed, width) float32."""
 
     needs_task_id = False
 
-    def __init__(self, vision: "CLIPVisionModel", base: ClipBase):
+    def __init__(self, vision: "CLIPVisionModel", base: ClipBase, projection: Tensor | None = None):
         self.vision = vision
-        self.projection = base.projection
+        self.projection = base.projection if projection is None else projection
         self.base = base.identity
-        found = Geometry.model_validate(vision.config.to_dict())
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size"):
-            if (mine := vars(found)[name]) != (its := vars(base.geometry)[name]):
-                raise ModelError(f"the model does not belong to {base.ref}: {name} is {mine}, the base's {its}")
+        check_fits(Geometry.model_validate(vision.config.to_dict()), base)
 
     @property
     def bytes(self) -> int:
@@ -82,12 +82,29 @@ class VisionEncoder:
         for name, value in sorted(self.vision.state_dict().items()):
             found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             found.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        found.update(self.projection.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return found.hexdigest()
 
     @torch.no_grad()
     def features(self, pixels: Float[Tensor, "batch 3 height width"], task: str | None) -> Float[Tensor, "batch embed"]:
         pooled = self.vision(pixel_values=pixels.to(self.vision.dtype)).pooler_output
         return torch.nn.functional.linear(pooled.float(), self.projection)
+
+
+def check_fits(geometry: Geometry, base: ClipBase, model: str = "the model") -> None:
+    """Raises ModelError where a vision tower cannot be one of the base's."""
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size"):
+        if (mine := vars(geometry)[name]) != (its := vars(base.geometry)[name]):
+            raise ModelError(f"{model} does not belong to {base.ref}: {name} is {mine}, the base's {its}")
+
+
+def build_encoder(weights: Mapping[str, Tensor], geometry: Geometry, base: ClipBase) -> VisionEncoder:
+    """An encoder with a copy of `weights` (by canonical name, maybe with a projection) on a base. Raises ModelError."""
+    projection = weights[PROJECTION].float().clone() if PROJECTION in weights else None
+    if projection is not None and projection.shape != base.projection.shape:
+        mine, its = tuple(projection.shape), tuple(base.projection.shape)
+        raise ModelError(f"the model does not belong to {base.ref}: its projection is {mine}, the base's {its}")
+    return VisionEncoder(build_vision_model(weights, geometry), base, projection)
 
 
 def identity_of_files(checkpoint: Checkpoint, geometry: Geometry, base: ClipBase) -> str:

@@ -6,10 +6,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clipfuse.checkpoints.applied import applied
 from clipfuse.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from clipfuse.checkpoints.geometry import Geometry, read_geometry
+from clipfuse.checkpoints.geometry import Geometry, find_geometry
 from clipfuse.checkpoints.hashes import known_hash
-from clipfuse.checkpoints.locate import CLIP, VISION, Located, OutOfReachError, hub_ref, locate
+from clipfuse.checkpoints.locate import ADAPTER, CLIP, VISION, Located, OutOfReachError, is_remote, locate
 from clipfuse.config import parse
 from clipfuse.config.fusionbench import translate
 from clipfuse.errors import CheckpointError, LocateError, PoolError, unknown
@@ -39,7 +40,8 @@ class HuggingFaceClipVisionPool:
 
     def __init__(self, config: PoolConfig):
         self.config = config
-        self.members = {member.name: member for member in config.models}
+        self.members = config.members
+        self.opened: dict[str, Checkpoint] = {}
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "HuggingFaceClipVisionPool":
@@ -97,35 +99,49 @@ class HuggingFaceClipVisionPool:
         Raises:
             LocateError: models that are not to be found; all of them are named, and the command that fetches them.
         """
-        return locate_all({name: member.path for name, member in self.members.items()})
+        return locate_all({name: member.ref for name, member in self.members.items()})
 
     @cached_property
     def weights(self) -> ModelPool:
         """The opened checkpoints, checked against each other. Raises CheckpointError or PoolError."""
         names = [name for name in self.members if not is_special(name) or name == PRETRAINED]
         checkpoints = {name: self.open(name) for name in names}
-        geometries = {name: read_geometry(self.located[name].folder) for name in names}
+        geometries = {name: self.geometry(name) for name in names if not checkpoints[name].is_delta}
         base = checkpoints.pop(PRETRAINED, None)
         return ModelPool(base, checkpoints, geometries, [self.describe(name) for name in names])
 
     def open(self, name: str) -> Checkpoint:
-        """The checkpoint of a model. Raises CheckpointError, which names it."""
-        try:
-            return open_checkpoint(self.located[name].folder, self.members[name].path)
-        except CheckpointError as error:
-            raise CheckpointError(f"{name}: {error}") from None
+        """The checkpoint of a model, opened once. Raises CheckpointError, which names it."""
+        if name not in self.opened:
+            member, base = self.get_model_config(name), None
+            if self.has_pretrained and name != PRETRAINED:
+                base = self.open(PRETRAINED)
+            check_kind(member, self.located[name].folder)
+            try:
+                self.opened[name] = open_checkpoint(self.located[name].folder, member.ref, base)
+            except CheckpointError as error:
+                raise CheckpointError(f"{name}: {error}") from None
+        return self.opened[name]
+
+    def full(self, name: str) -> Checkpoint:
+        """The full weights of a model, of one that is stored as a task vector too. Raises as `open`."""
+        found = self.open(name)
+        if not found.is_delta:
+            return found
+        if not self.has_pretrained:
+            raise PoolError(f"{name}: is stored as a difference from a base; the pool has no _pretrained_ model")
+        return applied(self.open(PRETRAINED), found)
 
     def describe(self, name: str) -> dict[str, Any]:
         """Name, path, revision, and sha256 by file as far as known: what a recipe says of a model."""
         at = self.located[name]
-        files = open_checkpoint(at.folder, at.ref).files
-        path = at.ref if hub_ref(at.ref) or at.ref.startswith("pkg://") else str(Path(at.ref).expanduser().absolute())
+        files = self.open(name).files
+        path = at.ref if is_remote(at.ref) or at.ref.startswith("pkg://") else str(Path(at.ref).expanduser().absolute())
         return {"name": name, "path": path, "revision": at.revision, "files": {f.name: known_hash(f) for f in files}}
 
     def geometry(self, name: str) -> Geometry:
         """Geometry of a model's vision tower."""
-        self.get_model_config(name)
-        return read_geometry(self.located[name].folder)
+        return find_geometry(self.located[name].folder, self.full(name))
 
     def load_model(self, name: str, dtype: "torch.dtype | None" = None) -> "CLIPVisionModel":
         """A model as a transformers `CLIPVisionModel`, float32 unless `dtype` says otherwise.
@@ -135,9 +151,7 @@ class HuggingFaceClipVisionPool:
         """
         from clipfuse.models.build import build_vision_model
 
-        member = self.get_model_config(name)
-        checkpoint = open_checkpoint(self.located[name].folder, member.path)
-        return build_vision_model(checkpoint, self.geometry(name), dtype)
+        return build_vision_model(self.full(name), self.geometry(name), dtype)
 
     def load_pretrained_model(self, dtype: "torch.dtype | None" = None) -> "CLIPVisionModel":
         """The base. Raises PoolError if there is none."""
@@ -165,7 +179,7 @@ class HuggingFaceClipVisionPool:
         """
         from clipfuse.models.build import load_clip_model, substitute
 
-        base = self.get_model_config(PRETRAINED).path
+        base = self.get_model_config(PRETRAINED).ref
         clip = load_clip_model(locate(base, CLIP).folder)
         return clip if name == PRETRAINED else substitute(clip, self.load_model(name))
 
@@ -174,7 +188,7 @@ class HuggingFaceClipVisionPool:
         from clipfuse.models.build import load_image_processor
 
         first = PRETRAINED if self.has_pretrained else self.all_model_names[0]
-        return load_image_processor(locate(self.members[first].path, CLIP).folder)
+        return load_image_processor(locate(self.members[first].ref, CLIP).folder)
 
     def task_vector(self, name: str) -> TaskVector:
         """τ = θ − θ0 of an expert, float32. Raises PoolError for an unknown name or a pool without a base."""
@@ -191,6 +205,15 @@ class HuggingFaceClipVisionPool:
         from clipfuse.models.build import save_vision_model
 
         save_vision_model(model, Path(path), overwrite)
+
+
+def check_kind(member: Member, folder: Path) -> None:
+    """Raises PoolError for a model that is of another kind than its pool says, or that no rule takes."""
+    if member.kind == "linearised":
+        raise PoolError(f"{member.name}: kind: linearised models have a forward pass of their own; rules merge weights")
+    found = "lora" if (folder / ADAPTER).is_file() else "full"
+    if member.kind not in (None, found):
+        raise PoolError(f"{member.name}: kind is {member.kind} in the pool, its files are {found}")
 
 
 def locate_all(paths: Mapping[str, str], needs: Sequence[str] = VISION) -> dict[str, Located]:

@@ -11,6 +11,7 @@ from clipfuse.checkpoints.geometry import Geometry, misfit
 from clipfuse.checkpoints.safetensors_file import TensorSpec
 from clipfuse.errors import PoolError
 from clipfuse.pool.leaf import Leaf
+from clipfuse.pool.projections import with_projections
 from clipfuse.pool.room import Room
 from clipfuse.pool.task_vector import TaskVector
 
@@ -41,17 +42,16 @@ class ModelPool:
     ):
         if not experts:
             raise PoolError("the pool has no experts: every model in it is special (its name begins and ends with '_')")
-        self.base = base
-        self.experts = dict(experts)
+        self.base, self.experts, remarks = with_projections(base, experts)
         self.members = members or [{"name": name} for name in ([PRETRAINED] if base else []) + list(experts)]
         self.tasks = tuple(self.experts)
         self.has_deltas = any(expert.is_delta for expert in self.experts.values())
-        self.checkpoints: list[Checkpoint] = [*([] if base is None else [base]), *self.experts.values()]
-        self.lead = base if base is not None else next(iter(self.experts.values()))
+        self.checkpoints: list[Checkpoint] = [*([] if self.base is None else [self.base]), *self.experts.values()]
+        self.lead = self.checkpoints[0]
         self.specs: dict[str, TensorSpec] = {name: self.lead.spec(name) for name in sorted(self.lead)}
         for task, expert in self.experts.items():
             self.check(task, expert)
-        self.warnings = self.mixed_dtypes()
+        self.warnings = self.mixed_dtypes() + remarks
         self.geometry = self.common_geometry(geometries or {})
 
     def check(self, task: str, expert: Checkpoint) -> None:

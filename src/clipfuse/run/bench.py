@@ -41,6 +41,10 @@ class Bench:
     def device(self) -> torch.device:
         return self.scoring.device
 
+    def chosen(self, split: str, task: str) -> Mapping[str, Any]:
+        """How a task's images of a split were chosen, if not all of them are there."""
+        return next(images.split.chosen for images in self.images[split] if images.split.task == task)
+
     def ready(self, candidate: Candidate, scoring: Scoring) -> Candidate:
         """A candidate that opens on the device, in the precision of the forward passes."""
         dtype = torch.float32 if scoring.dtype == "tf32" else getattr(torch, scoring.dtype)
@@ -71,6 +75,7 @@ class Bench:
         images = sum(s.size for s in sets for c in candidates if c.tasks is None or s.split.task in c.tasks)
         temperatures = {key: score.fitted for key, score in (on_val or {}).items() if score.fitted is not None}
         how = replace(self.scoring, temperatures=temperatures, **scoring)
+        images = -(-images // how.workers.count)
         ready = [self.ready(candidate, how) for candidate in candidates]
         what = f"evaluate on {split}" + (f", {corruption}" if corruption else "")
         with stage(what, images, "img") as told:
@@ -83,11 +88,13 @@ class Bench:
         scores = self.score(candidates, "val", stage, fit=True, joint=None)
         return {(score.model, score.task): score for score in scores}
 
-    def in_float32(self, candidates: Sequence[Candidate], split: str, stage: Stage) -> dict[tuple[str, str], Score]:
+    def in_float32(
+        self, candidates: Sequence[Candidate], split: str, stage: Stage, corruption: Corruption | None = None
+    ) -> dict[tuple[str, str], Score]:
         """(model, task) → the score in float32 on the first block, where the passes have a lower precision."""
         if self.scoring.dtype == "float32":
             return {}
-        scores = self.score(candidates, split, stage, most=1, dtype="float32", joint=None)
+        scores = self.score(candidates, split, stage, corruption, most=1, dtype="float32", joint=None)
         return {(score.model, score.task): score for score in scores}
 
 
@@ -98,8 +105,8 @@ def open_bench(
     config: MeasureConfig,
     stage: Stage = silent,
 ) -> Bench:
-    """Open the splits first (they fail soonest), then the base, then decode images and encode prompts."""
-    workers = find_workers()
+    """Open the splits first (they fail soonest), then the base, then encode prompts and decode images."""
+    workers = find_workers(config.device)
     device = workers.device or as_device(config.device)
     corruptions = find_corruptions(config)
     if config.precision == "tf32" and device.type != "cuda":
@@ -114,8 +121,8 @@ def open_bench(
             name: tuple(open_images(split, preprocess, config.image_cache, config.unreadable) for split in found)
             for name, found in opened.items()
         }
-        decode([images for found in images.values() for images in found], stage)
         heads = zero_shot_heads(clip, tasks, cache_folder("heads"))
+        decode([images for found in images.values() for images in found], stage)
     scoring = Scoring(
         device=device,
         dtype=config.precision,
@@ -144,6 +151,10 @@ def find_corruptions(config: MeasureConfig) -> tuple[Corruption | None, ...]:
     names = [config.corruption] if isinstance(config.corruption, str) else list(config.corruption or ["none"])
     names = [name for given in names for name in (CORRUPTIONS if given == "all" else [given])]
     severities = [config.severity] if isinstance(config.severity, int) else config.severity
+    if config.corruption is None and config.severity != MeasureConfig.model_fields["severity"].default:
+        raise ConfigError("severity: is of corruptions; name one, as in corruption=jpeg, or all")
+    if not severities or not names:
+        raise ConfigError("corruption, severity: take at least one of each")
     if wrong := next((severity for severity in severities if not 1 <= severity <= 5), None):
         raise ConfigError(f"severity: takes 1 to 5 (found {wrong})")
     found: list[Corruption | None] = []
@@ -159,6 +170,11 @@ def as_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError
+    except RuntimeError:
+        raise ConfigError(f"device: takes auto, cpu, cuda, cuda:1 or mps (found {name!r})") from None
+    try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device: {name!r} cannot be used ({str(error).splitlines()[0]})") from None

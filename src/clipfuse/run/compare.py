@@ -1,8 +1,10 @@
 """`compare`: two models' predictions on the same images, from the folders of runs and evaluations."""
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -86,7 +88,7 @@ def right(folder: Path, record: Record) -> np.ndarray:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             found = arrays["rank"] == 0
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, BadZipFile, zlib.error):
         raise ConfigError(f"{path}: holds no predictions; they are written by run, and by evaluate --out") from None
     if len(found) != record.n or int(found.sum()) != record.correct:
         raise ConfigError(f"{path}: does not belong to the records beside it")

@@ -13,7 +13,7 @@ RuleTree = str | Mapping[str, Any]
 class MeasureConfig(Config):
     """How models are measured: what every job that scores models takes."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """For random edits, carved splits, limits and corruptions."""
     device: str = "auto"
     """For forward passes: auto, cpu, cuda, cuda:1, mps. A CUDA device that is named also merges."""
@@ -39,6 +39,8 @@ class MeasureConfig(Config):
     """Corruptions of the test images, one or a list; `all`, and `none` for the clean images beside them."""
     severity: int | Sequence[int] = 3
     """Their severities, 1 to 5."""
+    locked: str | None = None
+    """A `clipfuse.lock`, or a folder with one: models and data sets are those that it names, or it is an error."""
 
     @field_validator("batch_size")
     @classmethod

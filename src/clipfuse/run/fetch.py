@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clipfuse.checkpoints.hub import HubRef, RemoteFile
-from clipfuse.checkpoints.locate import CLIP, VISION, download, hub_ref, remote_files
+from clipfuse.checkpoints.locate import CLIP, MODELSCOPE, VISION, download, hub_ref, remote_files
 from clipfuse.data.hub_data import builder_of, prepare, source_files, standing
 from clipfuse.errors import LocateError
 from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
@@ -38,20 +38,25 @@ def wanted(pool: HuggingFaceClipVisionPool | None, tasks: Sequence[Task], base: 
     Raises:
         LocateError: a path that is not there, an unknown repository, or no connection.
     """
-    paths = {name: pool.get_model_config(name).path for name in pool.all_model_names} if pool else {}
+    paths = {name: pool.get_model_config(name).ref for name in pool.all_model_names} if pool else {}
     paths |= {"base": base} if base else {}
     found = []
     for name, path in paths.items():
-        hub = hub_ref(path)
+        hub = hub_ref(path.removeprefix(MODELSCOPE))
         if hub is not None:
             needs = CLIP if name in (PRETRAINED, "base") else VISION
-            commit, files = remote_files(hub, needs)
-            found.append(model_want(name, hub, commit, files))
+            found.append(model_want(name, hub, needs, path.startswith(MODELSCOPE)))
     found += [task_want(task) for task in tasks if task.hub_dataset]
     return found
 
 
-def model_want(name: str, hub: HubRef, commit: str, files: list[RemoteFile]) -> Want:
+def model_want(name: str, hub: HubRef, needs: Sequence[str], on_modelscope: bool) -> Want:
+    if on_modelscope:
+        from clipfuse.checkpoints import modelscope
+
+        at, files = modelscope.listed_files(hub, needs)
+        return Want("model", name, hub.repo, at, tuple(files), lambda: modelscope.download(hub, at, files))
+    commit, files = remote_files(hub, needs)
     return Want("model", name, hub.repo, commit, tuple(files), lambda: download(hub, commit, files))
 
 

@@ -14,7 +14,7 @@ from clipfuse.fusion.chain import Chain
 from clipfuse.fusion.merge import merge
 from clipfuse.fusion.merged import Merged
 from clipfuse.fusion.sweep import Sweep
-from clipfuse.models.encoder import VisionEncoder, identity_of_files
+from clipfuse.models.encoder import VisionEncoder, build_encoder, identity_of_files
 from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
 from clipfuse.run.bench import Bench
 from clipfuse.run.progress import Stage
@@ -79,7 +79,7 @@ def measure(
     records: list[Record] = []
     for corruption in bench.corruptions:
         scores = bench.score(candidates, "test", stage, corruption, on_val=on_val)
-        exact = {} if corruption else bench.in_float32(candidates, "test", stage)
+        exact = bench.in_float32(candidates, "test", stage, corruption)
         members = [pool.describe(member["name"]) for member in pool.weights.members]
         for score in scores:
             log.info("%s on %s: %d of %d, %.1f s", score.model, score.task, score.correct, score.n, score.seconds)
@@ -128,7 +128,7 @@ def baseline_candidates(
         if tasks is None or tasks:
             label = BASE if name == PRETRAINED else name
             opened = partial(expert_encoder, pool, bench, name)
-            identity = None if pool.open(name).is_delta else partial(expert_identity, pool, bench, name)
+            identity = partial(expert_identity, pool, bench, name)
             found.append(Candidate(label, opened, 4 * size, size, tasks, identity))
     return found
 
@@ -138,8 +138,8 @@ def merged_encoder(merged: Merged, bench: Bench) -> VisionEncoder:
 
 
 def expert_encoder(pool: HuggingFaceClipVisionPool, bench: Bench, name: str) -> VisionEncoder:
-    return VisionEncoder(pool.load_model(name), bench.base)
+    return build_encoder(pool.full(name).with_projection(), pool.geometry(name), bench.base)
 
 
 def expert_identity(pool: HuggingFaceClipVisionPool, bench: Bench, name: str) -> str:
-    return identity_of_files(pool.open(name), pool.geometry(name), bench.base)
+    return identity_of_files(pool.full(name), pool.geometry(name), bench.base)

@@ -5,19 +5,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from clipfuse.checkpoints.applied import applied
 from clipfuse.checkpoints.checkpoint import open_checkpoint
-from clipfuse.checkpoints.geometry import read_geometry
+from clipfuse.checkpoints.geometry import find_geometry
 from clipfuse.checkpoints.hashes import compute_in_background, known_hash
-from clipfuse.checkpoints.locate import Located, hub_ref, local_path
+from clipfuse.checkpoints.ledger import Ledger, keep_ledger
+from clipfuse.checkpoints.locate import Located, is_remote, local_path
 from clipfuse.checkpoints.writer import new_folder
 from clipfuse.config import parse
 from clipfuse.data import Corruption
-from clipfuse.errors import ModelError
+from clipfuse.errors import ConfigError, ModelError
 from clipfuse.evaluate import Candidate, Record, Score
 from clipfuse.fusion.merged import read_recipe
-from clipfuse.models.base import known_base
-from clipfuse.models.build import build_vision_model, is_full_clip
-from clipfuse.models.encoder import VisionEncoder, identity_of_files
+from clipfuse.models.base import ClipBase, known_base, open_base
+from clipfuse.models.build import is_full_clip
+from clipfuse.models.encoder import VisionEncoder, build_encoder, check_fits, identity_of_files
 from clipfuse.pool import PRETRAINED
 from clipfuse.pool.clip_vision import locate_all
 from clipfuse.report import Table
@@ -25,7 +27,7 @@ from clipfuse.report.write import write_report
 from clipfuse.run.bench import Bench, open_bench
 from clipfuse.run.config import EvaluateConfig
 from clipfuse.run.progress import Stage, silent
-from clipfuse.run.records import record_of, save_predictions, with_references
+from clipfuse.run.records import is_expert, record_of, save_predictions, with_references
 from clipfuse.run.tasks import find_tasks
 from clipfuse.tasks import TaskPoolConfig
 
@@ -37,6 +39,8 @@ class Results:
     first: bool
     records: list[Record]
     scores: list[tuple[Corruption | None, list[Score]]]
+    ledger: Ledger | None = None
+    """What was opened."""
 
 
 def evaluate_models(models: Sequence[str], tree: Mapping[str, Any], stage: Stage = silent) -> list[Record]:
@@ -56,26 +60,33 @@ def score_models(models: Sequence[str], tree: Mapping[str, Any], stage: Stage = 
         LocateError, CheckpointError, TaskError: what cannot be found or read.
     """
     config = parse(EvaluateConfig, tree, "evaluate")
+    with keep_ledger(config.locked) as ledger:
+        return replace(score_located(models, config, stage), ledger=ledger)
+
+
+def score_located(models: Sequence[str], config: EvaluateConfig, stage: Stage) -> Results:
+    """`score_models` with a checked configuration."""
+    if config.calibrate and config.split == "val":
+        raise ConfigError("calibrate: fits on val; score another split than that, or leave it out")
     taskpool = parse(TaskPoolConfig, config.taskpool, "taskpool")
     located = locate_all({model: model for model in models})
     bases = {model: base_of(at, config.base or taskpool.base) for model, at in located.items()}
     if len(set(bases.values())) > 1:
         found = ", ".join(f"{model}: {ref}" for model, ref in bases.items())
         raise ModelError(f"the models belong to different bases ({found}); evaluate them apart, or give base=")
-    bench = open_bench(find_tasks(taskpool), bases[models[0]], (config.split,), config, stage)
-    names = short_names(models)
-    compute_in_background(file for at in located.values() for file in open_checkpoint(at.folder, at.ref).files)
-    candidates = [candidate(names[model], at, bench) for model, at in located.items()]
-    at_name = {names[model]: at for model, at in located.items()}
+    tasks, names, base = find_tasks(taskpool), short_names(models), open_base(bases[models[0]])
+    candidates = [candidate(names[model], at, base) for model, at in located.items()]
+    bench = open_bench(tasks, base.ref, (config.split,), config, stage)
+    origins = {names[model]: origin(at, names[model], bench) for model, at in located.items()}
     on_val = bench.on_val(candidates, stage)
     results = Results(bench.scoring.workers.first, [], [])
     for corruption in bench.corruptions:
         scores = bench.score(candidates, config.split, stage, corruption, on_val=on_val)
-        exact = {} if corruption else bench.in_float32(candidates, config.split, stage)
+        exact = bench.in_float32(candidates, config.split, stage, corruption)
         for score in scores:
             which = score.model, score.task
             of = {"corruption": corruption, "exact": exact.get(which), "val": on_val.get(which)}
-            results.records.append(record_of(bench, score, config.split, **of, **origin(at_name[score.model])))
+            results.records.append(record_of(bench, score, config.split, **of, **origins[score.model]))
         results.scores.append((corruption, scores))
     return replace(results, records=with_references(results.records, bench.tasks))
 
@@ -87,6 +98,8 @@ def write_results(folder: Path, results: Results, tables: Sequence[Table], overw
         write_report(temporary, tables, results.records, subjects)
         for corruption, scores in results.scores:
             save_predictions(temporary / "predictions", scores, corruption)
+        if results.ledger:
+            results.ledger.write(temporary)
 
 
 def base_of(at: Located, given: str | None) -> str:
@@ -98,39 +111,55 @@ def base_of(at: Located, given: str | None) -> str:
     recipe = read_recipe(at.folder) if at.folder.is_dir() else None
     members = recipe["pool"] if recipe else []
     own = next((m["path"] for m in members if m["name"] == PRETRAINED and m.get("path")), None)
-    if own is not None and (hub_ref(own) or local_path(own).exists()):
+    if own is not None and (is_remote(own) or local_path(own).exists()):
         if given not in (None, own):
             raise ModelError(f"{at.ref}: was merged from the base {own}; base={given} is another")
         return own
     if given is not None:
         return given
-    return at.ref if is_full_clip(at.folder) else known_base(read_geometry(at.folder), at.ref)
+    if is_full_clip(at.folder):
+        return at.ref
+    if lost := next((m["local"] for m in members if m["name"] == PRETRAINED and m.get("local")), None):
+        raise ModelError(f"{at.ref}: was merged from a local base, {lost!r}; name it: base=./folder")
+    if (at.folder / "adapter_config.json").is_file():
+        from clipfuse.checkpoints.lora import read_adapter_config
+
+        if named := read_adapter_config(at.folder).base_model_name_or_path:
+            return named
+    return known_base(find_geometry(at.folder, open_checkpoint(at.folder, at.ref)), at.ref)
 
 
-def candidate(name: str, at: Located, bench: Bench) -> Candidate:
-    checkpoint, geometry = open_checkpoint(at.folder, at.ref), read_geometry(at.folder)
+def candidate(name: str, at: Located, base: ClipBase) -> Candidate:
+    """A located model on a base, opened and checked, its weights not read. Raises ModelError, CheckpointError."""
+    opened = open_checkpoint(at.folder, at.ref, base.checkpoint)
+    compute_in_background(opened.files)
+    checkpoint = applied(base.checkpoint, opened)
+    geometry = find_geometry(at.folder, checkpoint)
+    check_fits(geometry, base, at.ref)
 
     def load() -> VisionEncoder:
-        return VisionEncoder(build_vision_model(checkpoint, geometry), bench.base)
+        return build_encoder(checkpoint.with_projection(), geometry, base)
 
     size = sum(checkpoint.spec(n).numel for n in checkpoint)
-    return Candidate(name, load, 4 * size, size, identity=lambda: identity_of_files(checkpoint, geometry, bench.base))
+    return Candidate(name, load, 4 * size, size, identity=lambda: identity_of_files(checkpoint, geometry, base))
 
 
-def origin(at: Located) -> Mapping[str, Any]:
+def origin(at: Located, name: str, bench: Bench) -> Mapping[str, Any]:
     """Role, recipe or source, and uses, for the record of a located model."""
     recipe = read_recipe(at.folder) if at.folder.is_dir() else None
-    files = {file.name: known_hash(file) for file in open_checkpoint(at.folder, at.ref).files}
+    files = {file.name: known_hash(file) for file in open_checkpoint(at.folder, at.ref, bench.base.checkpoint).files}
     source = {"path": at.ref, "revision": at.revision, "files": files}
     if recipe:
         pool = [with_hashes(member) for member in recipe["pool"]]
         return {"role": "merged", "recipe": recipe | {"pool": pool}, "source": source, "uses": recipe["uses"]}
-    return {"role": "other", "source": source}
+    if at.ref == bench.base.ref:
+        return {"role": "base", "source": source}
+    return {"role": "expert" if any(is_expert(name, task) for task in bench.tasks) else "other", "source": source}
 
 
 def with_hashes(member: Mapping[str, Any]) -> Mapping[str, Any]:
     """A recipe's member with the hashes that were not known when it was written and are now."""
-    if not member.get("path") or hub_ref(member["path"]):
+    if not member.get("path") or is_remote(member["path"]):
         return member
     at = local_path(member["path"])
     folder = at if at.is_dir() else at.parent

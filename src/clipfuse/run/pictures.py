@@ -8,6 +8,8 @@ from PIL import Image
 from clipfuse.checkpoints.writer import write_errors
 from clipfuse.data import Split, open_split
 from clipfuse.data.contact_sheet import choose_samples, contact_sheet
+from clipfuse.data.decode import UNREADABLE, read
+from clipfuse.errors import TaskError
 from clipfuse.run.audit import Audit
 from clipfuse.run.tasks import draw_tiny
 from clipfuse.tasks import Task
@@ -24,7 +26,12 @@ def picture_of_pairs(audit: Audit, task: Task, most: int = 40) -> Image.Image:
 
 
 def open_image(split: Split, row: int) -> Image.Image:
-    return Image.open(io.BytesIO(split.read(row))).convert("RGB")
+    """One image. Raises TaskError for what cannot be read."""
+    raw = read(split, row)
+    try:
+        return Image.open(io.BytesIO(raw)).convert("RGB")
+    except UNREADABLE:
+        raise TaskError(f"{split.task}: {split.label_of(row)}: is not a readable image") from None
 
 
 def picture_of_samples(task: Task, split: str, count: int, seed: int = 0) -> Image.Image:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from clipfuse.checkpoints.ledger import Ledger, keep_ledger
 from clipfuse.checkpoints.writer import check_output, new_folder, write_text
 from clipfuse.config import parse
 from clipfuse.errors import ConfigError
@@ -63,16 +64,31 @@ def run(tree: Mapping[str, Any], stage: Stage = silent) -> RunResult:
     now = f"{datetime.now():%Y-%m-%d_%H%M%S_%f}"[:-3]
     folder = Path(config.out or f"runs/{now}_{chain.method.rule.name}")
     check_output(folder, config.overwrite)
-    pool, bench = open_run(config, chain, stage)
-    check_output(folder, config.overwrite, [file for model in pool.weights.checkpoints for file in model.files])
+    with keep_ledger(config.locked) as ledger:
+        pool, bench = open_run(config, chain, stage)
+        check_output(folder, config.overwrite, [file for model in pool.weights.checkpoints for file in model.files])
+        return work(config, chain, folder, pool, bench, ledger, stage)
+
+
+def work(
+    config: RunConfig,
+    chain: Chain,
+    folder: Path,
+    pool: HuggingFaceClipVisionPool,
+    bench: Bench,
+    ledger: Ledger,
+    stage: Stage,
+) -> RunResult:
+    """A run whose parts are open: choose, merge, measure, write."""
     with new_folder(folder, config.overwrite) as temporary, log_to(temporary / "log.txt"):
-        resolved = config.model_dump(mode="json", exclude={"out", "overwrite"}) | chain.to_tree()
+        resolved = config.model_dump(mode="json", exclude={"out", "overwrite", "locked"}) | chain.to_tree()
         write_text(temporary / "config.yaml", to_yaml(resolved))
-        work = {"dtype": config.dtype, "memory": config.memory, "device": merge_device(config.device)}
-        choice = choose(pool, bench, chain, stage, work) if chain.values else Choice(chain)
-        records = measure(pool, bench, [choice], config.baselines, stage, temporary, work)
+        how = {"dtype": config.dtype, "memory": config.memory, "device": merge_device(config.device)}
+        choice = choose(pool, bench, chain, stage, how) if chain.values else Choice(chain)
+        records = measure(pool, bench, [choice], config.baselines, stage, temporary, how)
         tables = results_tables(records, selection(choice), config.published)
         write_report(temporary, tables, records, [r.model for r in records if r.role == "merged"][:1])
+        ledger.write(temporary)
     return RunResult(folder, records, tables, choice.value)
 
 
@@ -103,7 +119,7 @@ def open_run(config: RunConfig, chain: Chain, stage: Stage) -> tuple[HuggingFace
     taskpool = parse(TaskPoolConfig, config.taskpool, "taskpool")
     tasks = find_tasks(taskpool)
     check_chain(chain, look_at(pool.weights, memory=config.memory, device=merge_device(config.device)))
-    own = pool.get_model_config(PRETRAINED).path if pool.has_pretrained else None
+    own = pool.get_model_config(PRETRAINED).ref if pool.has_pretrained else None
     base = taskpool.base or own or known_base(pool.weights.geometry, "the pool")
     splits = ("test", "val") if chain.values else ("test",)
     return pool, open_bench(tasks, base, splits, config, stage)

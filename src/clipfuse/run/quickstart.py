@@ -43,7 +43,7 @@ def quickstart(tree: Mapping[str, Any] | None = None, stage: Stage = silent) -> 
     config = parse(MeasureConfig, tree or {}, "quickstart")
     pool = HuggingFaceClipVisionPool.from_tree(load_preset("modelpool", "tiny_TA8"))
     tasks = find_tasks(parse(TaskPoolConfig, load_preset("taskpool", "tiny_TA8"), "taskpool"))
-    bench = open_bench(tasks, pool.get_model_config(PRETRAINED).path, ("test", "val"), config, stage=stage)
+    bench = open_bench(tasks, pool.get_model_config(PRETRAINED).ref, ("test", "val"), config, stage=stage)
     choices = []
     for method, edits, finishes in SHOWN:
         chain = configure(method, edits, finishes, config.seed)

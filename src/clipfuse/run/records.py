@@ -14,7 +14,7 @@ from clipfuse.evaluate.calibration import expected_calibration_error
 from clipfuse.evaluate.metrics import by_task, confusion, most_confused, wilson
 from clipfuse.evaluate.record import environment
 from clipfuse.run.bench import Bench
-from clipfuse.tasks import Task
+from clipfuse.tasks import Task, fold
 
 Role = Literal["base", "expert", "merged", "other"]
 
@@ -48,7 +48,7 @@ def record_of(
     tempered: dict[str, Any] = {}
     if val is not None:
         tempered = {
-            "val": {"n": val.n, "correct": val.correct},
+            "val": {"n": val.n, "correct": val.correct, **bench.chosen("val", score.task)},
             "temperature": score.temperature,
             "tempered_loss": float(columns["tempered_loss"].double().sum()),
             "tempered_ece": expected_calibration_error(columns["tempered_confidence"], columns["rank"] == 0),
@@ -64,7 +64,7 @@ def record_of(
         split=split,
         classes=len(task.classes),
         data={key: value for key, value in images.split.origin.items() if key != "files"},
-        chosen=images.split.chosen,
+        chosen=bench.chosen(split, score.task),
         fingerprint=score.fingerprint,
         corruption=asdict(corruption) if corruption else None,
         limit=bench.config.limit,
@@ -116,7 +116,7 @@ def with_references(records: Sequence[Record], tasks: Sequence[Task]) -> list[Re
     """Records with what they are beside the base's and the task's own expert's on the same images."""
     named = {task.name: task for task in tasks}
     base = {place(r): r.accuracy for r in records if r.role == "base"}
-    own = {place(r): r.accuracy for r in records if r.role == "expert" and named[r.task].answers_to(r.model)}
+    own = {place(r): r.accuracy for r in records if r.role == "expert" and is_expert(r.model, named[r.task])}
     found = []
     for record in records:
         update: dict[str, Any] = {}
@@ -130,6 +130,12 @@ def with_references(records: Sequence[Record], tasks: Sequence[Task]) -> list[Re
             update["merged_task"] = any(named[record.task].answers_to(name) for name in members)
         found.append(record.model_copy(update=update))
     return found
+
+
+def is_expert(model: str, task: Task) -> bool:
+    """Whether a model's name says that it is the task's: `gtsrb`, or `clip-vit-base-patch32_gtsrb` as on the hub."""
+    names = map(fold, (task.name, *task.aliases))
+    return any(fold(model) == name or fold(model).endswith(f"_{name}") for name in names)
 
 
 def place(record: Record) -> tuple[str, str, str]:
@@ -147,12 +153,12 @@ def save_predictions(folder: Path, scores: Sequence[Score], corruption: Corrupti
     for score in scores:
         where = folder / file_name(score.model) / (file_name(str(corruption)) if corruption else "")
         where.mkdir(parents=True, exist_ok=True)
-        arrays = {"label": score.labels.int().numpy()}
+        arrays: dict[str, Any] = {"label": score.labels.int().numpy()}
         for name, values in score.columns.items():
             if name != "place":
                 small = name in ("margin", "confidence", "tempered_confidence")
                 arrays[name] = values.numpy().astype(np.float16) if small else values.numpy()
-        np.savez_compressed(where / f"{file_name(score.task)}.npz", allow_pickle=False, **arrays)
+        np.savez_compressed(where / f"{file_name(score.task)}.npz", **arrays)
 
 
 def file_name(name: str) -> str:

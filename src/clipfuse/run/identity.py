@@ -1,0 +1,184 @@
+"""What a model is, and what is wrong with it: family, base, activation, geometry, hashes; looked into if asked."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipfuse.checkpoints.applied import applied
+from clipfuse.checkpoints.checkpoint import Checkpoint, common_dtype, open_checkpoint, open_files, weights_file
+from clipfuse.checkpoints.geometry import Geometry, find_geometry
+from clipfuse.checkpoints.hashes import compute_hash, known_hash
+from clipfuse.checkpoints.locate import Located, locate
+from clipfuse.checkpoints.openclip import bare_tower, outer_prefix
+from clipfuse.checkpoints.torch_file import TorchFile
+from clipfuse.errors import ClipfuseError, ModelError
+from clipfuse.fusion.merged import read_recipe
+from clipfuse.models.base import ClipBase, open_base
+from clipfuse.models.build import build_vision_model, is_full_clip
+from clipfuse.run.models import base_of
+from clipfuse.run.progress import Stage, silent
+
+FAR, TURNED = 0.3, 0.95
+"""Norm of τ ÷ that of the base above which, and cosine with the base below which, a model is no expert of it: the
+field's experts are within some hundredths of their base, models trained apart about 1.4 away."""
+
+TALL_DTD = (
+    "a DTD expert of the 20-task checkpoints: those from before December 2024 were trained on images of DTD's test "
+    "split; without the leak the average of its eight-task experts is about 2.4 points lower"
+)
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far a model is from its base."""
+
+    relative: float
+    """‖θ − θ0‖ / ‖θ0‖."""
+    cosine: float
+    """Of θ and θ0."""
+    broken: tuple[str, ...]
+    """Parameters that hold NaN or Inf."""
+
+
+def describe(ref: str, deep: bool = False, base: str | None = None, stage: Stage = silent) -> dict[str, Any]:
+    """What a model is, from its names, shapes and configuration; with `deep`, its weights are read and compared.
+
+    Args:
+        ref: A folder, weights file or hub id.
+        deep: Read the weights, compare them with the base's, and compute hashes that are not known.
+        base: Of the model; as its recipe or adapter says, or the one known base of its geometry by default.
+        stage: Shows progress.
+
+    Raises:
+        LocateError, CheckpointError, ModelError.
+    """
+    at = locate(ref)
+    adapter = (at.folder / "adapter_config.json").is_file()
+    found: ClipBase | None = None
+    problem = None
+    try:
+        base = base_of(at, base)
+        found = open_base(base) if adapter or deep else None
+    except ClipfuseError as error:
+        if adapter:
+            raise
+        problem = str(error)
+    opened = open_checkpoint(at.folder, at.ref, found.checkpoint if found and adapter else None)
+    checkpoint = applied(found.checkpoint, opened) if found else opened
+    geometry = find_geometry(at.folder, checkpoint)
+    recipe = read_recipe(at.folder) if at.folder.is_dir() else None
+    facts: dict[str, Any] = {
+        "path": str(at.folder),
+        "revision": at.revision,
+        "family": family(at),
+        "base": base if problem is None else None,
+        "geometry": str(geometry),
+        "activation": geometry.hidden_act,
+        "parameters": sum(checkpoint.spec(name).numel for name in checkpoint),
+        "dtype": str(common_dtype(opened)).removeprefix("torch."),
+        "bytes": opened.nbytes,
+        "files": [{"name": f.name, "sha256": compute_hash(f) if deep else known_hash(f)} for f in opened.files],
+        "merged by": recipe["method"]["name"] if recipe else None,
+    }
+    if deep:
+        told = list(look_into(at, checkpoint, geometry, found, problem, stage))
+        facts["norm of the task vector ÷ the base's"] = next(
+            (t.relative for t in told if isinstance(t, Distance)), None
+        )
+        facts["warnings"] = [text for text in told if isinstance(text, str)]
+    return facts
+
+
+def family(at: Located) -> str:
+    """Who wrote a model, from the structure of its names."""
+    if (at.folder / "clipfuse.json").is_file():
+        return "merged by clipfuse"
+    if (at.folder / "adapter_config.json").is_file():
+        linear = (at.folder / "linearized_adapter_model.safetensors").is_file()
+        return "linearised LoRA adapter (L-LoRA)" if linear else "LoRA adapter (peft)"
+    stored, _ = open_files(weights_file(at.folder))
+    outer = outer_prefix(stored)
+    modules = {name for store, _ in stored.values() if isinstance(store, TorchFile) for name in store.classes}
+    if "src.modeling.ImageEncoder" in modules:
+        return "whole module of the task-arithmetic authors (open_clip)"
+    if outer == "model.":
+        return "state dict of an image encoder around open_clip, as the 20-task checkpoints"
+    if outer is not None or bare_tower(stored):
+        return "OpenAI's or OpenCLIP's state dict"
+    return "transformers CLIPModel" if is_full_clip(at.folder) else "transformers CLIPVisionModel"
+
+
+def look_into(
+    at: Located, checkpoint: Checkpoint, geometry: Geometry, base: ClipBase | None, problem: str | None, stage: Stage
+) -> Iterator[str | Distance]:
+    """Warnings, and the distance from the base where it is at hand."""
+    if base is None:
+        yield f"the base is not at hand, so nothing is compared with it: {problem}"
+    with stage("read the weights", checkpoint.nbytes, "B") as told:
+        found = distance(checkpoint, base.checkpoint if base else None, told)
+    if base is not None:
+        yield found
+    if found.broken:
+        yield f"NaN or Inf in {len(found.broken)} parameters, e.g. {found.broken[0]}"
+    elif base is not None:
+        if found.relative == 0:
+            yield f"equals its base {base.ref}: its task vector is zero"
+        elif found.relative > FAR or found.cosine < TURNED:
+            yield (
+                f"is no fine-tuned {base.ref}: its task vector is {found.relative:.2f} times as long as the base's "
+                f"weights, cosine {found.cosine:.2f}"
+            )
+        if geometry.hidden_act != base.geometry.hidden_act:
+            yield activation_warning(checkpoint, geometry, base)
+    if common_dtype(checkpoint) == torch.bfloat16:
+        yield "stored in bfloat16, which costs about 15 % of a task vector"
+    if at.folder.name == "nonlinear_finetuned.pt" and at.folder.parent.name.upper().startswith("DTD"):
+        yield TALL_DTD
+
+
+def distance(checkpoint: Checkpoint, base: Checkpoint | None, told: Any = lambda count: None) -> Distance:
+    """How far a model is from its base, in float64, a parameter at a time. Raises ModelError for other parameters."""
+    if base is not None and (odd := sorted(base.keys() ^ checkpoint.keys())):
+        raise ModelError(f"{checkpoint.source}: {odd[0]!r} is in it or in its base {base.source} only")
+    delta = zero = own = product = 0.0
+    broken = []
+    for name in checkpoint:
+        mine = checkpoint[name].double()
+        if not mine.isfinite().all():
+            broken.append(name)
+        if base is not None:
+            its = base[name].double()
+            if its.shape != mine.shape:
+                raise ModelError(f"{checkpoint.source}: {name} is {tuple(mine.shape)}, its base's {tuple(its.shape)}")
+            delta += float((mine - its).square().sum())
+            zero += float(its.square().sum())
+            own += float(mine.square().sum())
+            product += float((mine * its).sum())
+        told(checkpoint.spec(name).nbytes)
+        checkpoint.release(name)
+    norm = (own * zero) ** 0.5
+    return Distance((delta / zero) ** 0.5 if zero else 0.0, product / norm if norm else 0.0, tuple(broken))
+
+
+def activation_warning(weights: Mapping[str, Tensor], geometry: Geometry, base: ClipBase) -> str:
+    """Which of two activations brings a model's features nearer to the base's, on a probe image."""
+    side = geometry.image_size
+    coarse = torch.randn(1, geometry.num_channels, 7, 7, generator=torch.Generator().manual_seed(0))
+    pixels = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bicubic")
+
+    @torch.no_grad()
+    def features(values: Mapping[str, Tensor], activation: str) -> Tensor:
+        model = build_vision_model(values, geometry.model_copy(update={"hidden_act": activation}))
+        return model(pixel_values=pixels).pooler_output[0]
+
+    own, its = geometry.hidden_act, base.geometry.hidden_act
+    reference = features(base.checkpoint, its)
+    near = {act: float(torch.cosine_similarity(features(weights, act), reference, dim=0)) for act in (own, its)}
+    better = max(near, key=lambda act: near[act])
+    return (
+        f"its configuration says {own}, the base's {its}; on a probe image its features have cosine {near[own]:.3f} "
+        f"with the base's under {own} and {near[its]:.3f} under {its}: {better} is the likelier"
+    )
