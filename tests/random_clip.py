@@ -19,6 +19,14 @@ VISION = {
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
     },
+    "smaller": {
+        "patch_size": 4,
+        "image_size": 8,
+        "hidden_size": 16,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    },
     "ViT-B/32": {"patch_size": 32},
     "ViT-B/16": {"patch_size": 16},
     "ViT-L/14": {
@@ -31,9 +39,10 @@ VISION = {
 }
 TEXT = {
     "small": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 1},
+    "smaller": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 1},
     "ViT-L/14": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
 }
-DIMENSIONS = {"small": 8, "ViT-L/14": 768}
+DIMENSIONS = {"small": 8, "smaller": 8, "ViT-L/14": 768}
 
 
 def write_random_clip(folder: Path, name: str, seed: int = 0) -> None:

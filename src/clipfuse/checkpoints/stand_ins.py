@@ -114,7 +114,7 @@ def refer(reference: Any) -> Storage | Global:
         return named
     stored = STORAGE.fullmatch(named.name)
     if kind != "storage" or stored is None:
-        raise UnpicklingError(f"refers to a {named.name}, which is no known type of storage")
+        raise UnpicklingError(f"refers to {named.name}, which is no known type of storage")
     if type(key) is not str or not rest or not is_count(rest[0]) or rest[1:] not in ([], [None]):
         raise UnpicklingError("has a storage without key or size, or a view of a storage")
     return Storage(key, STORAGES[stored["kind"]], rest[0])

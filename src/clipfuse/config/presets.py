@@ -14,12 +14,20 @@ import yaml
 
 from clipfuse.config.foreign_defaults import compose_by_table, stands_alone
 from clipfuse.config.fusionbench_pools import IGNORED, MISSING, spent_keys
+from clipfuse.config.pool_folder import folder_pool
 from clipfuse.config.read import inspect, read_yaml
 from clipfuse.errors import ConfigError, unknown
 
 SHIPPED = Path(__file__).parent / "presets"
 INSIDE = "a file may interpolate only inside itself"
 GROUPS = ("modelpool", "taskpool", "method", "run")
+
+PATH = "a path to a YAML file will do as well ({group}=./my.yaml)"
+ALSO = {
+    "modelpool": "a path to a YAML file or a folder of models will do as well (modelpool=./my.yaml)",
+    "taskpool": PATH + ", and so will tasks by themselves (taskpool.tasks=[{value}])",
+}
+"""What a group takes besides names of presets."""
 
 
 def presets(group: str) -> dict[str, Path]:
@@ -46,7 +54,7 @@ def preset_path(group: str, value: str) -> Path:
         return path
     known = presets(group)
     if value not in known:
-        raise ConfigError(unknown(group, value, known) + f"; a path to a YAML file will do as well ({group}=./my.yaml)")
+        raise ConfigError(unknown(group, value, known) + f"; {ALSO.get(group, PATH).format(group=group, value=value)}")
     return known[value]
 
 
@@ -56,6 +64,8 @@ def load_preset(group: str, value: str) -> dict[str, Any]:
     Raises:
         ConfigError: the file is not there, not plain YAML, or does not compose.
     """
+    if group == "modelpool" and os.path.isdir(os.path.expanduser(value)) and value not in presets(group):
+        return folder_pool(Path(value).expanduser())
     path = preset_path(group, value)
     tree = read_yaml(path)
     if "defaults" in tree:

@@ -124,7 +124,7 @@ def look_into(
     if found.broken:
         yield f"NaN or Inf in {len(found.broken)} parameters, e.g. {found.broken[0]}"
     elif base is not None:
-        if found.relative == 0:
+        if found.relative == 0 and base.ref != at.ref:
             yield f"equals its base {base.ref}: its task vector is zero"
         elif found.relative > FAR or found.cosine < TURNED:
             yield (

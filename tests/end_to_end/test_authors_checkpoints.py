@@ -1,0 +1,147 @@
+"""The task-arithmetic authors' pickles, laid out as they publish them: a pool, merged with their projections."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import clipfuse
+from clipfuse.checkpoints.torch_file import TorchFile
+from clipfuse.cli.main import main
+from clipfuse.models.base import open_base
+from clipfuse.pool import HuggingFaceClipVisionPool
+from tests.openclip_reference import image_features, random_openclip
+from tests.random_clip import write_random_clip
+
+HEADS = 2
+TASKS = ("Cars", "DTD", "SUN397")
+
+
+def module_of(state: Mapping[str, Tensor], activation: type[nn.Module]) -> nn.Module:
+    """Modules nested as the names of a state dict say; attentions are torch's."""
+    root = nn.Module()
+    inside: dict[str, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        first, dot, rest = name.partition(".")
+        if dot:
+            inside.setdefault(first, {})[rest] = value
+        else:
+            root.register_parameter(name, nn.Parameter(value.clone()))
+    for name, part in inside.items():
+        if name == "attn":
+            child: nn.Module = nn.MultiheadAttention(len(part["out_proj.bias"]), HEADS)
+            child.load_state_dict(part)
+        else:
+            child = module_of(part, activation)
+        root.add_module(name, child)
+        if name == "mlp":
+            child.add_module("gelu", activation())
+    return root
+
+
+def save_encoder(state: Mapping[str, Tensor], path: Path) -> None:
+    """A whole `src.modeling.ImageEncoder`, whose classes are forgotten afterwards."""
+    names = {"src": "", "src.modeling": "ImageEncoder", "open_clip": "", "open_clip.model": "QuickGELU"}
+    modules: dict[str, Any] = {name: ModuleType(name) for name in names}
+    kinds: dict[str, Any] = {}
+    for name, cls in names.items():
+        if cls:
+            kinds[cls] = type(cls, (nn.Module,), {"__module__": name})
+            setattr(modules[name], cls, kinds[cls])
+    sys.modules |= modules
+    try:
+        encoder = kinds["ImageEncoder"]()
+        encoder.model = module_of(state, kinds["QuickGELU"])
+        encoder.cache_dir = "~/.cache"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(encoder, path)
+    finally:
+        for name in names:
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`zeroshot.pt`, and three experts whose projections were trained too; the text encoder is not in them."""
+    root = tmp_path_factory.mktemp("authors") / "ViT-S-4"
+    base = {name: value for name, value in random_openclip().items() if not name.startswith("transformer.")}
+    save_encoder(base, root / "zeroshot.pt")
+    for seed, task in enumerate(TASKS):
+        random = torch.Generator().manual_seed(seed)
+        trained = {
+            name: value + (0.02 * torch.randn(value.shape, generator=random) if name.startswith("visual.") else 0)
+            for name, value in base.items()
+        }
+        save_encoder(trained, root / task / "finetuned.pt")
+    return root
+
+
+def state_of(path: Path) -> dict[str, Tensor]:
+    """A pickle's tensors under open_clip's names."""
+    file = TorchFile(path)
+    return {name.removeprefix("model."): file.read(name) for name in file.specs}
+
+
+def test_the_folder_is_a_pool_and_projections_are_merged(folder: Path, tmp_path: Path):
+    pool = HuggingFaceClipVisionPool.from_yaml(folder)
+    assert pool.model_names == TASKS
+    assert pool.geometry("Cars").num_attention_heads == HEADS, "the attention says so, shapes do not"
+    merged = clipfuse.merge(pool, "task_arithmetic", scaling_factor=0.4, out=tmp_path / "merged")
+    states = {
+        name: state_of(folder / path)
+        for name, path in [("", "zeroshot.pt"), *((t, f"{t}/finetuned.pt") for t in TASKS)]
+    }
+    base = states.pop("")
+    wanted = {name: value + 0.4 * sum(state[name] - value for state in states.values()) for name, value in base.items()}
+    pixels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    features = image_features(wanted, pixels, HEADS)
+    with torch.no_grad():
+        pooled = merged.load_model()(pixel_values=pixels).pooler_output
+    projection = load_file(tmp_path / "merged/model.safetensors")["visual_projection.weight"]
+    torch.testing.assert_close(projection, wanted["visual.proj"].T, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(pooled @ projection.T, features, rtol=1e-5, atol=1e-5)
+    again = clipfuse.load(tmp_path / "merged")
+    assert "visual_projection.weight" in again.tensors
+
+
+def test_the_merged_model_is_scored_with_its_own_projection(folder: Path, tmp_path: Path):
+    merged = clipfuse.merge(str(folder), "simple_average", out=tmp_path / "merged")
+    write_random_clip(tmp_path / "base", "smaller")
+    base = open_base(str(tmp_path / "base"))
+    states = [state_of(folder / task / "finetuned.pt") for task in TASKS]
+    mean = {name: sum(state[name] for state in states) / len(states) for name in states[0]}
+    pixels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    wanted = image_features(mean, pixels, HEADS)
+    for model in (merged, clipfuse.load(tmp_path / "merged")):
+        torch.testing.assert_close(model.encoder(base).features(pixels, None), wanted, rtol=1e-5, atol=1e-5)
+    without = image_features(mean | {"visual.proj": base.projection.T}, pixels, HEADS)
+    assert (without - wanted).abs().max() > 1e-2
+
+
+def test_show_and_convert(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def run(*words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["clipfuse", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        out, err = capsys.readouterr()
+        assert not left.value.code, err
+        return out
+
+    said = run("show", "model", folder / "Cars/finetuned.pt")
+    assert "family: whole module of the task-arithmetic authors (open_clip)" in said
+    assert "quick_gelu" in said
+    run("convert", folder / "Cars/finetuned.pt", tmp_path / "hf", "--to", "hf")
+    stored = load_file(tmp_path / "hf/model.safetensors")
+    state = state_of(folder / "Cars/finetuned.pt")
+    assert torch.equal(stored["visual_projection.weight"], state["visual.proj"].T)
+    fused = state["visual.transformer.resblocks.0.attn.in_proj_weight"]
+    parts = [stored[f"vision_model.encoder.layers.0.self_attn.{part}_proj.weight"] for part in "qkv"]
+    assert torch.equal(torch.cat(parts), fused)
