@@ -157,10 +157,15 @@ def test_patterns_go_in_order_and_match_ends_of_names(tmp_path: Path, base: Chec
         open_adapter(write(tmp_path / "b", tensors, rank_pattern={"q_proj": 4, **ranks}), "b")
 
 
-def test_patterns_see_the_name_in_the_file(tmp_path: Path):
-    folder = write(tmp_path / "a", everywhere(QUERY, UP, prefix="vision_model."), alpha_pattern={"^encoder.*": 1})
-    assert read_adapter_config(folder).scaling("vision_model.encoder.layers.0.mlp.fc1") == 2
-    assert read_adapter_config(folder).scaling("encoder.layers.0.mlp.fc1") == 1 / 3
+def test_patterns_see_the_name_in_the_file(tmp_path: Path, base: Checkpoint):
+    tensors = everywhere(QUERY, UP, rank=4, prefix="vision_model.")
+    options: dict[str, Any] = {"rank_pattern": {"^vision_model.encoder.*": 4}, "alpha_pattern": {"^encoder.*": 1}}
+    found = open_adapter(write(tmp_path / "a", tensors, **options), "a", base)
+    bare = everywhere(QUERY, UP, rank=4)
+    check(
+        found,
+        {f"{layer}{part}.weight": 6 / 4 * product(bare, layer + part) for layer in LAYERS for part in (QUERY, UP)},
+    )
 
 
 def test_patches_and_positions(tmp_path: Path, base: Checkpoint):
@@ -196,6 +201,11 @@ def test_dora(tmp_path: Path, base: Checkpoint, suffix: str):
     found = open_adapter(folder, "a", base)
     check(found, {f"{m}.weight": whole(m, tensors, size, 2.0) for m, size in sizes.items()})
     assert store_of(found).factors(f"{PATCHES}.weight") is None
+    tensors |= stored | {f"{OUTER}{LAYERS[1]}{UP}.lora_magnitude_vector{suffix}": torch.ones(3)}
+    with pytest.raises(CheckpointError, match=r"fc1: its magnitude is \(3,\), it has 90 rows"):
+        open_adapter(
+            write(tmp_path / "a", tensors, use_dora=True, target_modules=["patch_embedding", "fc1"]), "a", base
+        )
 
 
 def test_what_is_stored_whole(tmp_path: Path, base: Checkpoint):
@@ -231,6 +241,11 @@ def test_biases_of_adapted_layers_only(tmp_path: Path, base: Checkpoint):
     found = open_adapter(write(tmp_path / "a", tensors, bias="lora_only"), "a", base)
     assert len(found) == 8
     torch.testing.assert_close(found[f"{LAYERS[0]}{UP}.bias"], noise(2, 90) - WEIGHTS[f"{LAYERS[0]}{UP}.bias"])
+    del tensors[f"{OUTER}{LAYERS[1]}{UP}.base_layer.bias"]
+    with pytest.raises(
+        CheckpointError, match=r"lacks encoder\.layers\.1\.mlp\.fc1\.bias, which bias or modules_to_save"
+    ):
+        open_adapter(write(tmp_path / "a", tensors, bias="lora_only"), "a", base)
 
 
 @pytest.mark.parametrize(
@@ -308,6 +323,9 @@ def test_a_linearised_adapter_without_its_initial_values(tmp_path: Path, lost: s
     plain = {name: tensor for name, tensor in linearised(0.0, False).items() if "params0" not in name}
     with pytest.raises(CheckpointError, match="holds 0 initial values of"):
         open_adapter(write(tmp_path / "b", plain, linearised=True), "b")
+    tensors = linearised(0.0, False) | {f"{OUTER}{LAYERS[1]}{UP}.params0_values.2": torch.ones(3, 41)}
+    with pytest.raises(CheckpointError, match=r"A is \(3, 40\), its initial value \(3, 41\)"):
+        open_adapter(write(tmp_path / "a", tensors, linearised=True), "a")
     write(tmp_path / "b", TENSORS)
     with pytest.raises(CheckpointError, match="which are different experts; takes one"):
         open_adapter(tmp_path / "b", "b")
