@@ -288,7 +288,8 @@ def linearised(b0: float, inner: bool) -> Tensors:
 def test_a_linearised_layer_is_linear_in_its_input(tmp_path: Path, base: Checkpoint, b0: float, inner: bool):
     """The file's layers, as functions of the input, against torch's derivative of a LoRA layer."""
     tensors = linearised(b0, inner)
-    folder = write(tmp_path / "a", tensors, linearised=True, use_rslora=True)
+    bias = "lora_only" if inner else "none"
+    folder = write(tmp_path / "a", tensors, linearised=True, use_rslora=True, bias=bias)
     assert read_adapter_config(folder).kind == "linearised-lora"
     found = open_adapter(folder, "a", base)
     x = noise(77, 11, 40).double()
@@ -304,9 +305,9 @@ def test_a_linearised_layer_is_linear_in_its_input(tmp_path: Path, base: Checkpo
         now = [tensors.get(f"{stem}model.{kind}", old).double() for kind, old in zip(kinds, before, strict=True)]
         steps = tuple(new - old for new, old in zip(now, before, strict=True))
         derived = torch.func.jvp(layer, tuple(before), steps)
-        bias = bias0 + (found[f"{module}.bias"].double() if inner else 0)
+        moved = bias0 + (found[f"{module}.bias"].double() if inner else 0)
         full = w0 + found[f"{module}.weight"].double()
-        torch.testing.assert_close(x @ full.T + bias, derived[0] + derived[1], rtol=1e-5, atol=2e-6)
+        torch.testing.assert_close(x @ full.T + moved, derived[0] + derived[1], rtol=1e-5, atol=2e-6)
         if not inner:
             pair = store_of(found).factors(f"{module}.weight")
             assert pair is not None
@@ -326,6 +327,8 @@ def test_a_linearised_adapter_without_its_initial_values(tmp_path: Path, lost: s
     tensors = linearised(0.0, False) | {f"{OUTER}{LAYERS[1]}{UP}.params0_values.2": torch.ones(3, 41)}
     with pytest.raises(CheckpointError, match=r"A is \(3, 40\), its initial value \(3, 41\)"):
         open_adapter(write(tmp_path / "a", tensors, linearised=True), "a")
+    with pytest.raises(CheckpointError, match=r"lacks encoder\.layers\.0\..*\.bias, which bias or"):
+        open_adapter(write(tmp_path / "a", linearised(0.0, False), linearised=True, bias="lora_only"), "a")
     write(tmp_path / "b", TENSORS)
     with pytest.raises(CheckpointError, match="which are different experts; takes one"):
         open_adapter(tmp_path / "b", "b")

@@ -99,8 +99,12 @@ BAD = {
     "a pattern looks around": ({"alpha_pattern": {"(?<=q)_proj": 4}}, "alpha_pattern: "),
     "a pattern explodes": ({"alpha_pattern": {r"(\w+)*x": 4}}, "a repeat stands inside another"),
     "a pattern is long": ({"alpha_pattern": {"q" * 201: 4}}, "has 201 characters; takes 200"),
-    "many patterns": ({"alpha_pattern": {f"{n:0>100}": 4 for n in range(201)}}, "alpha_pattern: 201 patterns; takes"),
-    "many repeats": ({"rank_pattern": {f"{n}.*.*": 4 for n in range(51)}}, "rank_pattern: 51 patterns; takes"),
+    "many patterns": ({"alpha_pattern": {str(n): 4 for n in range(1001)}}, "1001 patterns of 2894 characters with 0"),
+    "many characters": ({"alpha_pattern": {f"{n:0>100}": 4 for n in range(201)}}, "201 patterns of 20100 characters"),
+    "many repeats": (
+        {"rank_pattern": {f"{n}.*.*": 4 for n in range(51)}},
+        "with 102 repeats; takes 1000 patterns of 20",
+    ),
     "larger than any": ({"auto_mapping": "x" * (1 << 20)}, "is larger than 1,048,576 bytes"),
 }
 
@@ -132,11 +136,13 @@ def test_no_file(tmp_path: Path):
         read_adapter_config(tmp_path)
 
 
-@pytest.mark.parametrize("option", [{"use_dora": True}, {"lora_bias": True}, {"modules_to_save": ["mlp"]}])
-def test_a_linearised_adapter_has_factors_only(tmp_path: Path, option: dict[str, object]):
+@pytest.mark.parametrize(
+    "option", [{"use_dora": True}, {"lora_bias": True}, {"modules_to_save": ["mlp"]}, {"bias": "all"}]
+)
+def test_a_linearised_adapter_keeps_its_layers_only(tmp_path: Path, option: dict[str, object]):
     (tmp_path / "linearized_adapter_model.safetensors").touch()
     assert read_adapter_config(write(tmp_path)).kind == "linearised-lora"
-    with pytest.raises(CheckpointError, match="a linearised adapter has factors only"):
+    with pytest.raises(CheckpointError, match="a linearised adapter keeps its layers only"):
         read_adapter_config(write(tmp_path, **option))
 
 

@@ -114,6 +114,7 @@ ODD = {
     ),
     "a view of a storage": holding(tensor(FOUR, ONE, number(0), storage(4, "torch.FloatStorage", text("0"), ONE))),
     "a storage of two sizes": storage(4) + b"0" + storage(5),
+    "a quantized tensor": holding(call("torch._utils._rebuild_qtensor", storage(4, "torch.QInt8Storage"), number(0))),
     "a persistent id of text": text("storage") + b"Q",
     "a module without tables": name("any.Net") + b")\x81}" + text("weight") + tensor(FOUR, ONE) + b"sb",
     "a parameter that is a text": module(own=holding(text("x"))),

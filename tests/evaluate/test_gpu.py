@@ -1,6 +1,7 @@
 """On a GPU: the same pixels, counts that agree, smaller batches where memory runs out."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -27,12 +28,12 @@ def test_pixels_are_those_of_the_cpu(images: ImageSet):
 
 
 @pytest.mark.parametrize("settings", [{}, {"dtype": "tf32"}, {"batch_size": 100}])
-def test_counts_agree_with_the_cpu(images: ImageSet, settings: Mapping[str, object]):
+def test_counts_agree_with_the_cpu(images: ImageSet, settings: Mapping[str, Any]):
     weights, heads = matrices("a")["a"], {"x": make_head()}
     (wanted,) = evaluate([Candidate("a", lambda: Linear(weights), 1)], [images], heads)
     (found,) = evaluate(
         [Candidate("a", lambda: Linear(weights.to(GPU)), 1)], [images], heads, Scoring(device=GPU, **settings)
-    )  # type: ignore[arg-type]
+    )
     differ = int((found.columns["prediction"] != wanted.columns["prediction"]).sum())
     assert differ <= (25 if settings.get("dtype") else 2)
     assert found.n == wanted.n

@@ -181,6 +181,54 @@ def test_interval_of_the_average_is_stratified():
     assert found == pytest.approx(np.quantile(want, (0.025, 0.975)), abs=0.004)
 
 
+def several(n: int, conditions: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which images A and B are right on (condition, image), where an image is easy or hard under all of them."""
+    random = np.random.default_rng(seed)
+    easy = random.random(n)
+    return tuple(easy + random.normal(0, 0.2, (conditions, n)) > bar for bar in (0.45, 0.4))  # type: ignore[return-value]
+
+
+def test_interval_of_shares_is_that_of_resampling_images_once_for_all_conditions():
+    tasks = [several(300, 5, 0), several(120, 5, 1), several(200, 1, 2)]
+    random = np.random.default_rng(4)
+    want = []
+    for _ in range(10_000):
+        of_tasks = []
+        for a, b in tasks:
+            images = random.integers(0, a.shape[1], a.shape[1])
+            of_tasks.append(
+                np.mean([right[images].mean() - left[images].mean() for left, right in zip(a, b, strict=True)])
+            )
+        want.append(np.mean(of_tasks))
+    found = compare_average([(a.mean(0), b.mean(0)) for a, b in tasks], resamples=50_000)
+    assert found.n == 620
+    assert found.difference == pytest.approx(np.mean([b.mean() - a.mean() for a, b in tasks]))
+    width = found.interval[1] - found.interval[0]
+    assert found.interval == pytest.approx(np.quantile(want, (0.025, 0.975)), abs=0.04 * width)
+
+
+def test_images_under_several_conditions_are_not_more_images():
+    a, b = answers(60, 10, 22, 28)
+    once = compare_average([(a, b)])
+    copies = compare_average([(np.mean([a] * 7, axis=0), np.mean([b] * 7, axis=0))])
+    apart = compare_average([(a, b)] * 7)
+    assert copies == once
+    assert apart.interval[1] - apart.interval[0] < 0.5 * (once.interval[1] - once.interval[0]), "what must not be done"
+
+
+def test_p_of_shares_is_the_sum_over_all_flips():
+    gains = [np.array([3, 3, 2, 1, -1, 2, 0, 0, 3]) / 3, np.array([1, 2, 2, -1, 0]) / 3]
+    pairs = [(np.maximum(-gain, 0), np.maximum(gain, 0)) for gain in gains]
+    total = sum(gain.mean() for gain in gains)
+    signs = np.array(list(product((-1, 1), repeat=9 + 5)))
+    flipped = signs[:, :9] @ gains[0] / 9 + signs[:, 9:] @ gains[1] / 5
+    want = np.mean(np.abs(flipped) >= total - 1e-9)
+    found = compare_average(pairs, resamples=200_000)
+    assert found.difference == pytest.approx(total / 2)
+    assert 0.001 < want < 0.1
+    assert found.p == pytest.approx(want, abs=4 * (want / 200_000) ** 0.5)
+
+
 def test_rounding_does_not_break_ties():
     # 1/10 + 2/10 > 3/10 in float64, yet a flip that gives the latter is as far as the former
     pairs = [answers(7, 1, 2, 0), answers(8, 0, 2, 0)]
@@ -228,6 +276,8 @@ def test_what_cannot_be_compared():
         compare(three, four)
     with pytest.raises(ConfigError, match="^pair 2: 4 and 3 images"):
         compare_average([(three, three), (four, three)])
+    with pytest.raises(ConfigError, match=r"^pair 1: outcomes are .* shares in \[0, 1\]$"):
+        compare_average([(np.array([0.5, 1.5]), np.array([0.0, 1.0]))])
     with pytest.raises(ConfigError, match="no images"):
         compare(three[:0], three[:0])
     with pytest.raises(ConfigError, match="at least one task"):

@@ -98,9 +98,7 @@ def check_complete(config: AdapterConfig, parts: Parts, base: Checkpoint | None)
     for module in parts.factors:
         if config.targets(parts.prefix + module) is False:
             raise parts.error(f"has factors of {parts.prefix}{module}, which {ADAPTER} does not name")
-    if config.kind == "linearised-lora":
-        return
-    if base is None:
+    if base is None and config.kind == "lora":
         why = {
             "use_dora: the rows' magnitudes are those": config.use_dora,
             f"bias={config.bias}: biases are stored whole, as those": config.bias != "none",
@@ -109,8 +107,7 @@ def check_complete(config: AdapterConfig, parts: Parts, base: Checkpoint | None)
         }
         if told := next((text for text, found in why.items() if found), None):
             raise parts.error(f"{told} of the expert, not its difference; takes the base (_pretrained_) as well")
-        return
-    for name in base:
+    for name in [f"{module}.bias" for module in parts.factors if module.endswith(LINEAR)] if base is None else base:
         module, _, kind = name.rpartition(".")
         trained = config.bias == "all" or (config.bias == "lora_only" and module in parts.factors)
         if name not in parts.values and ((kind == "bias" and trained) or config.saves(parts.prefix + name)):

@@ -18,10 +18,12 @@ from clipfuse.errors import CheckpointError
 """Where peft keeps an adapter's tensors, in order of preference; where FusionBench keeps a linearised adapter's."""
 
 MAX_BYTES = 1 << 20
-MAX_PATTERNS = 20_000
-"""Characters of all patterns of a kind together; full names of every module of a ViT-bigG take 13,000."""
+MAX_PATTERNS = 1000
+"""Of a kind; a ViT-bigG has 288 modules."""
+MAX_CHARACTERS = 20_000
+"""Of all patterns of a kind; full names of every module of a ViT-bigG take 13,000."""
 MAX_REPEATS = 100
-"""Repeats in them."""
+"""Repeats in them; with these limits matching takes seconds at the worst."""
 MAX_LAYERS = 100
 
 LINEAR = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
@@ -183,9 +185,11 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         ) from None
     check_patterns(config, path)
     if config.kind == "linearised-lora":
-        for name in ("use_dora", "lora_bias", "modules_to_save"):
-            if values.get(name):
-                raise CheckpointError(f"{path}: {name} is {tree[name]!r:.60}: a linearised adapter has factors only")
+        for name in ("use_dora", "lora_bias", "modules_to_save", "bias"):
+            if values.get(name) not in (None, False, frozenset(), "none", "lora_only"):
+                raise CheckpointError(
+                    f"{path}: {name} is {tree[name]!r:.60}: a linearised adapter keeps its layers only"
+                )
     return config
 
 
@@ -233,10 +237,11 @@ def check_patterns(config: AdapterConfig, path: Path) -> None:
     for kind in ("rank_pattern", "alpha_pattern"):
         patterns: Mapping[str, Any] = getattr(config, kind)
         together = "".join(patterns)
-        if len(together) > MAX_PATTERNS or len(re.findall(r"[*+{]", together)) > MAX_REPEATS:
-            raise CheckpointError(
-                f"{path}: {kind}: {len(patterns)} patterns; takes {MAX_PATTERNS:,} characters and {MAX_REPEATS} repeats"
-            )
+        sizes = (len(patterns), len(together), len(re.findall(r"[*+{]", together)))
+        limits = (MAX_PATTERNS, MAX_CHARACTERS, MAX_REPEATS)
+        if any(size > limit for size, limit in zip(sizes, limits, strict=True)):
+            told = "{} patterns of {} characters with {} repeats"
+            raise CheckpointError(f"{path}: {kind}: {told.format(*sizes)}; takes {told.format(*limits)}")
         for pattern in patterns:
             try:
                 matches_end(pattern, "")

@@ -39,7 +39,7 @@ def reaches_end(pattern: str, name: str, places: int) -> bool:
     return bool(compiled(pattern)(name, places) >> len(name))
 
 
-@lru_cache(1024)
+@lru_cache(1 << 12)
 def compiled(pattern: str) -> Step:
     if len(pattern) > LONGEST:
         raise ValueError(f"has {len(pattern)} characters; takes {LONGEST}")

@@ -33,9 +33,9 @@ STORAGES = {
     "Bool": torch.bool,
     "ComplexDouble": torch.complex128,
     "ComplexFloat": torch.complex64,
-    "QInt8": torch.qint8,
-    "QUInt8": torch.quint8,
-    "QInt32": torch.qint32,
+    "QInt8": torch.int8,
+    "QUInt8": torch.uint8,
+    "QInt32": torch.int32,
     "Untyped": torch.uint8,
 }
 STORAGE = re.compile(rf"torch\.((cuda|storage)\.)?_?(?P<kind>{'|'.join(STORAGES)})Storage")

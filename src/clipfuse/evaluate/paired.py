@@ -15,9 +15,15 @@ Z80 = NormalDist().inv_cdf(0.8)
 """80 % quantile of the normal distribution."""
 TIE = 1e-12
 """Relative; averages that differ by less are equal but for rounding."""
+PLACES = 12
+"""Decimals of an image's gain; shares that differ by less are equal but for rounding."""
+GAINS = np.array([-1.0, 1.0, 0.0])
+"""Of an image that only A, only B, or both or neither are right on."""
 
-Pair = tuple[Bool[np.ndarray, "_"], Bool[np.ndarray, "_"]]
-"""Whether models A and B are right, for each image of one task."""
+Outcome = Bool[np.ndarray, "_"] | Float[np.ndarray, "_"]
+"""Of each image of one task: whether the model is right, or in which share of several conditions it is, in [0, 1]."""
+Pair = tuple[Outcome, Outcome]
+"""Outcomes of models A and B on the same images."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +85,16 @@ def compare(
         n, both, only_a, only_b, neither,
         difference=(only_b - only_a) / n,
         p=mcnemar(only_a, only_b),
-        interval=middle(resampled(np.random.default_rng(seed), n, only_a, only_b, resamples) / n),
+        interval=middle(resampled(np.random.default_rng(seed), GAINS, (only_a, only_b, both + neither), resamples)),
         detectable=detectable(n, only_a + only_b),
     )  # fmt: skip
 
 
 def compare_average(pairs: Sequence[Pair], seed: int = 0, resamples: int = 10_000) -> AverageComparison:
     """Macro average of B's accuracies − that of A's, over tasks.
+
+    The images are what is sampled. One that was scored several times, under several corruptions, is one image, and its
+    outcome the share of times that the model was right: a pair of such shares a task, never a pair for each time.
 
     The interval is that of `compare`, stratified: every task is resampled by itself. Tasks are fixed: it says what
     other images of these tasks would have given, not what other tasks would have.
@@ -94,30 +103,28 @@ def compare_average(pairs: Sequence[Pair], seed: int = 0, resamples: int = 10_00
     each image on which they disagree is as likely to be A's as B's, so the images of a task that only B is right on are
     Binomial(disagreements, 1/2), which is simulated: p = (1 + samples at least as far from 0) / (1 + resamples), a
     valid test at any number of resamples and never 0 (Phipson & Smyth, 2010). With one task this is `mcnemar` but for
-    the simulation. Where the tasks differ in opposite directions and cancel, the flips spread wider than the data and
-    the test errs on the side of no difference.
+    the simulation. Of shares, B's − A's of each image keeps its size and flips its sign. Where the tasks differ in
+    opposite directions and cancel, the flips spread wider than the data and the test errs on the side of no difference.
 
-    Raises ConfigError for lengths that differ, a task without images, and where there are no tasks.
+    Raises ConfigError for lengths that differ, a task without images, shares outside [0, 1], and where there are no
+    tasks.
     """
     if not pairs:
         raise ConfigError("pairs: none found; an average takes at least one task")
-    counts = [agreement(right_a, right_b, f"pair {number}: ") for number, (right_a, right_b) in enumerate(pairs, 1)]
-    sizes = [len(right_a) for right_a, _ in pairs]
+    found = [gains(a, b, f"pair {number}: ") for number, (a, b) in enumerate(pairs, 1)]
     random = np.random.default_rng(seed)
     flips = random.spawn(1)[0]  # p does not depend on which model is called A
 
     drawn, flipped = np.zeros(resamples), np.zeros(resamples)
-    for n, (_, only_a, only_b, _) in zip(sizes, counts, strict=True):
-        drawn += resampled(random, n, only_a, only_b, resamples) / n
-    for n, (_, only_a, only_b, _) in zip(sizes, counts, strict=True):
-        apart = only_a + only_b
-        flipped += (2 * flips.binomial(apart, 0.5, resamples) - apart) / n
+    for values, images in found:
+        drawn += resampled(random, values, images, resamples)
+        flipped += sign_flipped(flips, values, images, resamples)
 
-    total = sum((only_b - only_a) / n for n, (_, only_a, only_b, _) in zip(sizes, counts, strict=True))
+    total = sum(float(values @ images) / int(images.sum()) for values, images in found)
     far = int(np.count_nonzero(np.abs(flipped) >= abs(total) * (1 - TIE)))
     return AverageComparison(
         tasks=len(pairs),
-        n=sum(sizes),
+        n=sum(int(images.sum()) for _, images in found),
         difference=total / len(pairs),
         p=(1 + far) / (1 + resamples),
         interval=middle(drawn / len(pairs)),
@@ -174,25 +181,53 @@ def detectable(n: int, disagreements: int) -> float:
     return 1 - ((sqrt(n * spread) - Z95 * Z80) / (n + Z80**2)) ** 2
 
 
-def agreement(
-    right_a: Bool[np.ndarray, "image_a"], right_b: Bool[np.ndarray, "image_b"], where: str = ""
-) -> tuple[int, int, int, int]:
+def agreement(right_a: Bool[np.ndarray, "image_a"], right_b: Bool[np.ndarray, "image_b"]) -> tuple[int, int, int, int]:
     """Images that both, only A, only B, and neither are right on."""
-    # the two lengths have two names in the annotations, so that this error comes in tests too
-    if len(right_a) != len(right_b):
-        raise ConfigError(f"{where}{len(right_a)} and {len(right_b)} images; models are compared on the same images")
-    if not len(right_a):
-        raise ConfigError(f"{where}no images; models are compared on at least one")
+    check_lengths(len(right_a), len(right_b))
     both, a, b = (int(np.count_nonzero(x)) for x in (right_a & right_b, right_a, right_b))
     return both, a - both, b - both, len(right_a) - a - b + both
 
 
+def check_lengths(a: int, b: int, where: str = "") -> None:
+    # callers' annotations give the two lengths two names, so that this error comes in tests too
+    if a != b:
+        raise ConfigError(f"{where}{a} and {b} images; models are compared on the same images")
+    if not a:
+        raise ConfigError(f"{where}no images; models are compared on at least one")
+
+
+def gains(
+    a: Bool[np.ndarray, "image_a"] | Float[np.ndarray, "image_a"],
+    b: Bool[np.ndarray, "image_b"] | Float[np.ndarray, "image_b"],
+    where: str,
+) -> tuple[Float[np.ndarray, "value"], Int[np.ndarray, "value"]]:
+    """Values of B's outcome − A's, the last of them 0, and how many images have each."""
+    check_lengths(len(a), len(b), where)
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    if not all(np.all((outcome >= 0) & (outcome <= 1)) for outcome in (a, b)):
+        raise ConfigError(f"{where}outcomes are true or false, or shares in [0, 1]")
+    values, images = np.unique(np.round(b - a, PLACES), return_counts=True)
+    apart = values != 0
+    return np.append(values[apart], 0.0), np.append(images[apart], images[~apart].sum())
+
+
 def resampled(
-    random: np.random.Generator, n: int, only_a: int, only_b: int, resamples: int
-) -> Int[np.ndarray, "resample"]:
-    """Images only B is right on − those only A is, in samples of n images with replacement."""
-    drawn = random.multinomial(n, [only_a / n, only_b / n, (n - only_a - only_b) / n], size=resamples)
-    return drawn[:, 1] - drawn[:, 0]
+    random: np.random.Generator, values: Float[np.ndarray, "value"], images: Sequence[int] | np.ndarray, resamples: int
+) -> Float[np.ndarray, "resample"]:
+    """Mean gains of samples of the images, with replacement; `images` have each of the gains `values`."""
+    n = int(np.sum(images))
+    return random.multinomial(n, np.asarray(images) / n, size=resamples) @ values / n
+
+
+def sign_flipped(
+    random: np.random.Generator, values: Float[np.ndarray, "value"], images: Int[np.ndarray, "value"], resamples: int
+) -> Float[np.ndarray, "resample"]:
+    """Mean gains where the sign of each image's is drawn anew."""
+    found = np.zeros(resamples)
+    for size in np.unique(np.abs(values[:-1])):
+        count = int(images[np.abs(values) == size].sum())
+        found += size * (2 * random.binomial(count, 0.5, resamples) - count)
+    return found / int(images.sum())
 
 
 def middle(differences: Float[np.ndarray, "resample"]) -> tuple[float, float]:

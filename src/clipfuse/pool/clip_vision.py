@@ -141,7 +141,8 @@ class HuggingFaceClipVisionPool:
 
     def geometry(self, name: str) -> Geometry:
         """Geometry of a model's vision tower."""
-        return find_geometry(self.located[name].folder, self.full(name))
+        full = self.full(name)
+        return self.geometry(PRETRAINED) if self.open(name).is_delta else find_geometry(self.located[name].folder, full)
 
     def load_model(self, name: str, dtype: "torch.dtype | None" = None) -> "CLIPVisionModel":
         """A model as a transformers `CLIPVisionModel`, float32 unless `dtype` says otherwise.

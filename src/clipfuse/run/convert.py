@@ -15,6 +15,7 @@ from clipfuse.checkpoints.checkpoint import Checkpoint, open_checkpoint, open_fi
 from clipfuse.checkpoints.geometry import Geometry, find_geometry
 from clipfuse.checkpoints.layouts import Places, text_places
 from clipfuse.checkpoints.locate import Located, locate
+from clipfuse.checkpoints.lora import is_adapter
 from clipfuse.checkpoints.names import PREFIX, PROJECTION, hub_name
 from clipfuse.checkpoints.openclip import Part, theirs
 from clipfuse.checkpoints.parts import THIRDS
@@ -46,19 +47,19 @@ class Source:
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """Its full vision tower."""
-        adapter = (self.at.folder / "adapter_config.json").is_file()
-        base = self.base.checkpoint if adapter else None
+        base = self.base.checkpoint if is_adapter(self.at.folder) else None
         found = open_checkpoint(self.at.folder, self.at.ref, base)
         return applied(base, found) if base else found
 
     @cached_property
     def geometry(self) -> Geometry:
-        return find_geometry(self.at.folder, self.checkpoint)
+        adapted = is_adapter(self.at.folder)
+        return self.base.geometry if adapted else find_geometry(self.at.folder, self.checkpoint)
 
     @cached_property
     def own_text(self) -> Places:
         """The text side that it stores itself, if it does."""
-        if (self.at.folder / "adapter_config.json").is_file():
+        if is_adapter(self.at.folder):
             return {}
         path = weights_file(self.at.folder)
         return text_places(open_files(path)[0], str(path))

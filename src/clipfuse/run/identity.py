@@ -12,6 +12,7 @@ from clipfuse.checkpoints.checkpoint import Checkpoint, common_dtype, open_check
 from clipfuse.checkpoints.geometry import Geometry, find_geometry
 from clipfuse.checkpoints.hashes import compute_hash, known_hash
 from clipfuse.checkpoints.locate import Located, locate
+from clipfuse.checkpoints.lora import is_adapter, zero_factors
 from clipfuse.checkpoints.openclip import bare_tower, outer_prefix
 from clipfuse.checkpoints.torch_file import TorchFile
 from clipfuse.errors import ClipfuseError, ModelError
@@ -56,7 +57,7 @@ def describe(ref: str, deep: bool = False, base: str | None = None, stage: Stage
         LocateError, CheckpointError, ModelError.
     """
     at = locate(ref)
-    adapter = (at.folder / "adapter_config.json").is_file()
+    adapter = is_adapter(at.folder)
     found: ClipBase | None = None
     problem = None
     try:
@@ -68,7 +69,7 @@ def describe(ref: str, deep: bool = False, base: str | None = None, stage: Stage
         problem = str(error)
     opened = open_checkpoint(at.folder, at.ref, found.checkpoint if found and adapter else None)
     checkpoint = applied(found.checkpoint, opened) if found else opened
-    geometry = find_geometry(at.folder, checkpoint)
+    geometry = found.geometry if found and opened.is_delta else find_geometry(at.folder, checkpoint)
     recipe = read_recipe(at.folder) if at.folder.is_dir() else None
     facts: dict[str, Any] = {
         "path": str(at.folder),
@@ -84,7 +85,10 @@ def describe(ref: str, deep: bool = False, base: str | None = None, stage: Stage
         "merged by": recipe["method"]["name"] if recipe else None,
     }
     if deep:
+        empty = zero_factors(opened)
         told = list(look_into(at, checkpoint, geometry, found, problem, stage))
+        if empty:
+            told.append(f"{len(empty)} modules of the adapter add nothing, e.g. {empty[0]}")
         facts["norm of the task vector ÷ the base's"] = next(
             (t.relative for t in told if isinstance(t, Distance)), None
         )
@@ -96,7 +100,7 @@ def family(at: Located) -> str:
     """Who wrote a model, from the structure of its names."""
     if (at.folder / "clipfuse.json").is_file():
         return "merged by clipfuse"
-    if (at.folder / "adapter_config.json").is_file():
+    if is_adapter(at.folder):
         linear = (at.folder / "linearized_adapter_model.safetensors").is_file()
         return "linearised LoRA adapter (L-LoRA)" if linear else "LoRA adapter (peft)"
     stored, _ = open_files(weights_file(at.folder))

@@ -11,6 +11,7 @@ from clipfuse.checkpoints.geometry import find_geometry
 from clipfuse.checkpoints.hashes import compute_in_background, known_hash
 from clipfuse.checkpoints.ledger import Ledger, keep_ledger
 from clipfuse.checkpoints.locate import Located, is_remote, local_path
+from clipfuse.checkpoints.lora import is_adapter, read_adapter_config
 from clipfuse.checkpoints.writer import new_folder
 from clipfuse.config import parse
 from clipfuse.data import Corruption
@@ -121,11 +122,10 @@ def base_of(at: Located, given: str | None) -> str:
         return at.ref
     if lost := next((m["local"] for m in members if m["name"] == PRETRAINED and m.get("local")), None):
         raise ModelError(f"{at.ref}: was merged from a local base, {lost!r}; name it: base=./folder")
-    if (at.folder / "adapter_config.json").is_file():
-        from clipfuse.checkpoints.lora import read_adapter_config
-
+    if is_adapter(at.folder):
         if named := read_adapter_config(at.folder).base_model_name_or_path:
             return named
+        raise ModelError(f"{at.ref}: its adapter_config.json names no base; give base=")
     return known_base(find_geometry(at.folder, open_checkpoint(at.folder, at.ref)), at.ref)
 
 
@@ -134,7 +134,7 @@ def candidate(name: str, at: Located, base: ClipBase) -> Candidate:
     opened = open_checkpoint(at.folder, at.ref, base.checkpoint)
     compute_in_background(opened.files)
     checkpoint = applied(base.checkpoint, opened)
-    geometry = find_geometry(at.folder, checkpoint)
+    geometry = base.geometry if opened.is_delta else find_geometry(at.folder, checkpoint)
     check_fits(geometry, base, at.ref)
 
     def load() -> VisionEncoder:
