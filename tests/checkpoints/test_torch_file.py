@@ -53,6 +53,7 @@ def test_state_dicts(tmp_path: Path, new: bool, protocol: int):
     tensors = {str(dtype): (values * 9).to(dtype).reshape(3, 1, 20) for dtype in DTYPES}
     tensors |= {"scalar": torch.tensor(2.5), "empty": torch.empty(0, 4), "parameter": nn.Parameter(torch.ones(3))}
     tensors |= {"all": values, "part": values[10:20], "strided": values[::7], "turned": values.reshape(6, 10).T}
+    tensors |= {"corner": values.reshape(6, 10)[:1, :1]}
     torch.save(tensors, tmp_path / "a.pt", pickle_protocol=protocol, _use_new_zipfile_serialization=new)
     file = TorchFile(tmp_path / "a.pt")
     assert isinstance(file, Store)

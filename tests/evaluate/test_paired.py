@@ -222,7 +222,7 @@ def test_p_of_shares_is_the_sum_over_all_flips():
     total = sum(gain.mean() for gain in gains)
     signs = np.array(list(product((-1, 1), repeat=9 + 5)))
     flipped = signs[:, :9] @ gains[0] / 9 + signs[:, 9:] @ gains[1] / 5
-    want = np.mean(np.abs(flipped) >= total - 1e-9)
+    want = float(np.mean(np.abs(flipped) >= total - 1e-9))
     found = compare_average(pairs, resamples=200_000)
     assert found.difference == pytest.approx(total / 2)
     assert 0.001 < want < 0.1

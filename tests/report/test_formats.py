@@ -8,6 +8,7 @@ import string
 import pytest
 
 from clipfuse.report.formats import DASH, LATEX, best_rows, csv_text, escape, latex_text, value
+from clipfuse.report.table import Table
 
 HEADER = ["model", "SUN397", "Cars", "average", "±", "data seen"]
 ROWS = [
@@ -97,14 +98,29 @@ def test_bold_is_for_the_best_of_our_rows():
 
 
 def test_which_rows_compete_and_which_way():
-    _, rows = table(latex_text(HEADER, ROWS, bold=[1, 2], lower=["SUN397"]))
+    _, rows = table(latex_text(HEADER, ROWS, bold=[[1, 2]], lower=["SUN397"]))
     assert [cell for row in rows for cell in row if "textbf" in cell] == [
         r"\textbf{9.9}"
     ]  # of Cars one alone has a figure
+    _, rows = table(latex_text(HEADER, [*ROWS, *ROWS], bold=[[0, 1], [3, 5]], unranked=["average", "±"]))
+    found = [(number, cell) for number, row in enumerate(rows) for cell in row if "textbf" in cell]
+    assert found == [(1, r"\textbf{63.2}"), (2, r"\textbf{60.1}"), (4, r"\textbf{63.2}")], "each group has its own"
     _, rows = table(latex_text(HEADER, ROWS, bold=[]))
     assert not [cell for row in rows for cell in row if "textbf" in cell]
     _, rows = table(latex_text(HEADER, ROWS, unranked=["SUN397", "Cars", "average"], lower=["±"]))
     assert [cell for row in rows for cell in row if "textbf" in cell] == [r"\textbf{0.3}"]
+
+
+def test_notes_are_comments_above_the_table():
+    note = "50 % of {these} & those,\nnot \\all"
+    latex = latex_text(HEADER, ROWS, comments=[note, "more"])
+    first, *comments = latex[: latex.index("\\begin{table}")].splitlines()
+    assert first == "% \\usepackage{booktabs}"
+    assert comments == ["% 50 % of {these} & those, not \\all", "% more"]
+    plain = latex_text(HEADER, ROWS)
+    assert latex.replace("\n".join([*comments, ""]), "") == plain
+    table_of_notes = Table(HEADER, ROWS, notes=["a note"], ranked=((0,), (1,)))
+    assert "% a note\n% Bold: the best" in table_of_notes.latex()
 
 
 def test_numbers():

@@ -181,4 +181,4 @@ def test_rules_with_places_are_not_turned_around():
 def test_neither_pytest_nor_transformers_is_needed():
     code = "from clipfuse.testing import check_method; check_method('simple_average'); import sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not set(done.stdout.split()) & {"pytest", "hypothesis", "transformers", "yaml", "hydra"}
+    assert not set(done.stdout.split()) & {"pytest", "hypothesis", "transformers", "hydra"}

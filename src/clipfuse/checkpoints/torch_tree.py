@@ -14,8 +14,8 @@ from clipfuse.errors import CheckpointError
 
 MAX_ENTRIES = 100_000
 """Of all modules together: parameters, buffers, submodules and other attributes."""
-MAX_DEPTH = 100
 MAX_NAME = 500
+"""Of a whole name, which bounds how deep modules are nested as well."""
 MAX_TEXT = 200
 NESTED = ("state_dict", "model", "model_state_dict")
 """Where trainers keep a state dict beside other things."""
@@ -85,8 +85,8 @@ def of_module(root: Instance, where: Path) -> Tree:
         state = state_of(module, prefix, where)
         own, children = scripted_parts(state) if module.name.startswith(SCRIPTED) else parts(state)
         left -= len(state) + len(own) + len(children) + 1
-        if left < 0 or prefix.count(".") > MAX_DEPTH:
-            raise CheckpointError(f"{where}: has modules of more than {MAX_ENTRIES:,} parts, or {MAX_DEPTH} deep")
+        if left < 0:
+            raise CheckpointError(f"{where}: has modules of more than {MAX_ENTRIES:,} parts, or that hold themselves")
         for name in (*own, *children):
             check_name(name, prefix, where)
         found.tensors |= {prefix + n: plain(value, prefix + n, where) for n, value in own.items() if value is not None}
@@ -130,8 +130,8 @@ def plain(value: Any, name: str, where: Path) -> StoredTensor:
 
 def check_name(name: Any, prefix: str, where: Path) -> None:
     if not is_text(name) or len(prefix) + len(name) > MAX_NAME:
-        shown = f"{prefix[:80]}{name[:80]}" if type(name) is str else f"{prefix}({kind(name)})"
-        raise CheckpointError(f"{where}: {shown!r} is no name of a tensor or module")
+        shown = f"{prefix}{name}"[-80:] if type(name) is str else f"{prefix}({kind(name)})"
+        raise CheckpointError(f"{where}: {shown!r} is no name of a tensor: {MAX_NAME} printable characters at most")
 
 
 def is_text(value: Any) -> bool:

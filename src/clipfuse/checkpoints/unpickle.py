@@ -23,7 +23,6 @@ MAX_READS = 1_000_000
 MAX_DEPTH = 1000
 MAX_ODD_KEYS = 5000
 """Numbers can be chosen such that they collide in a dictionary; strings cannot."""
-MAX_LINE = 500
 
 
 class Window:
@@ -44,7 +43,7 @@ class Window:
         return self.data[self.at - count : self.at]
 
     def line(self) -> str:
-        stop = self.data.find(b"\n", self.at, min(self.end, self.at + MAX_LINE))
+        stop = self.data.find(b"\n", self.at, self.end)
         if stop < 0:
             raise UnpicklingError("has a name without an end")
         return self.read(stop + 1 - self.at)[:-1].decode()

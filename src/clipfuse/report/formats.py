@@ -81,7 +81,8 @@ def latex_text(
     caption: str = "",
     *,
     published: Sequence[Sequence[str]] = (),
-    bold: Collection[int] | None = None,
+    bold: Sequence[Collection[int]] | None = None,
+    comments: Sequence[str] = (),
     lower: Collection[str] = (),
     unranked: Collection[str] = ("±",),
 ) -> str:
@@ -92,7 +93,9 @@ def latex_text(
         rows: Cells as plain text; everything is escaped.
         caption: Above the table, plain text.
         published: Rows that others published: in italics below a rule, never bold.
-        bold: Numbers of the rows that compete for the best, all by default. One alone is never bold.
+        bold: Groups of rows, by number, that compete for the best; one group of all by default. One alone is never
+            bold.
+        comments: Printed nowhere, above the table.
         lower: Titles of columns whose smallest number is the best.
         unranked: Titles of columns without a best.
 
@@ -104,8 +107,8 @@ def latex_text(
     best = set()
     for column, title in enumerate(header):
         if numeric[column] and title not in unranked:
-            competing = [row for row in range(len(rows)) if bold is None or row in bold]
-            best |= {(row, column) for row in best_rows(rows, competing, column, title in lower)}
+            for competing in [range(len(rows))] if bold is None else bold:
+                best |= {(row, column) for row in best_rows(rows, competing, column, title in lower)}
     body = [
         [command("textbf", cell) if (row, column) in best else escape(cell) for column, cell in enumerate(cells)]
         for row, cells in enumerate(rows)
@@ -113,6 +116,7 @@ def latex_text(
     quoted = [[command("textit", cell) if cell else "" for cell in cells] for cells in published]
     lines = [
         "% \\usepackage{booktabs}",
+        *[f"% {' '.join(comment.split())}" for comment in comments],
         "\\begin{table}",
         "  \\centering",
         *([f"  \\caption{{{escape(caption)}}}"] if caption else []),
@@ -156,7 +160,7 @@ def is_numeric(cells: Sequence[str]) -> bool:
     return bool(filled) and all(value(cell) is not None for cell in filled)
 
 
-def best_rows(rows: Sequence[Sequence[str]], competing: Sequence[int], column: int, lower: bool) -> list[int]:
+def best_rows(rows: Sequence[Sequence[str]], competing: Collection[int], column: int, lower: bool) -> list[int]:
     """Which rows share the best number of a column, as printed; none where fewer than two have one."""
     values = {row: number for row in competing if (number := value(rows[row][column])) is not None}
     if len(values) < 2:

@@ -6,11 +6,16 @@ from typing import Any
 from clipfuse.evaluate.record import Record
 
 
-def program_report(records: Sequence[Record]) -> dict[str, Any]:
-    """`{model_info, task: {accuracy, loss}, average: {accuracy, loss}}` of one model; losses are means over images."""
+def program_report(name: str, records: Sequence[Record]) -> dict[str, Any]:
+    """`{model_info, task: {accuracy, loss}, average: {accuracy, loss}}` of one row; losses are means over images.
+
+    Args:
+        name: Of the model, with what was done to the images.
+        records: One a task.
+    """
     report: dict[str, Any] = {
         "model_info": {
-            "name": records[0].model,
+            "name": name,
             "trainable_params": records[0].parameters,
             "all_params": records[0].parameters,
             "trainable_percentage": 1.0,

@@ -1,14 +1,12 @@
 """The tables of a run: accuracies, and where they were measured the joint label space, calibration, corruptions."""
 
 from collections.abc import Mapping, Sequence
+from math import exp, log
 
-from clipfuse.evaluate.metrics import far_above
 from clipfuse.evaluate.record import Record
+from clipfuse.report.notes import calibration_notes, notes
 from clipfuse.report.published import backbone_of, field_order, method_key, published_rows
 from clipfuse.report.table import DASH, Table
-
-Row = tuple[str, str]
-"""Model, and what was done to the images."""
 
 
 def results_tables(records: Sequence[Record], remarks: Sequence[str] = (), published: bool = False) -> list[Table]:
@@ -22,34 +20,77 @@ def results_tables(records: Sequence[Record], remarks: Sequence[str] = (), publi
 
 
 def results_table(records: Sequence[Record], remarks: Sequence[str] = (), published: bool = False) -> Table:
-    """Accuracy in per cent, models × tasks in the field's order, with the mean, its 95 % half-width, the normalised
-    mean, and data seen; means over merged and other tasks apart where there are both; published figures on request.
+    """Accuracy in per cent, models × tasks in the field's order, with the mean and its 95 % half-width, and where there
+    are any the normalised mean, data seen, means over merged and other tasks apart, and means over corruptions;
+    published figures on request.
     """
     tasks = field_order(list(dict.fromkeys(record.task for record in records)))
+    rows = {name: {task: [record] for task, record in found.items()} for name, found in by_row(records).items()}
+    rows |= over_corruptions(records)
+    norms = {name: normalised(found, tasks) for name, found in rows.items()}
     apart = {record.merged_task for record in records} >= {True, False}
-    header = ["model", *tasks, "average", *(["merged", "unseen"] if apart else []), "±", "norm.", "data seen"]
-    rows = []
-    for name, found in by_row(records).items():
-        mine = [found[task] for task in tasks if task in found]
-        whole = len(mine) == len(tasks)
-        shares = [record.normalised for record in mine if record.normalised is not None]
-        parts = [[r for r in mine if r.merged_task is kind] for kind in (True, False)]
-        rows.append(
-            [
-                name,
-                *[percent(found[task].accuracy) if task in found else DASH for task in tasks],
-                percent(average(mine)) if whole else DASH,
-                *[percent(average(part)) if whole and part else DASH for part in parts if apart],
-                percent(half_width(mine)) if whole else DASH,
-                percent(sum(shares) / len(shares)) if whole and len(shares) == len(tasks) else DASH,
-                ", ".join(mine[0].uses) or "none" if mine[0].role == "merged" else "",
-            ]
-        )
-    said = [*notes(records), *remarks]
+    normed = any(norm is not None for norm in norms.values())
+    seen = any(record.role == "merged" for record in records)
+    header = ["model", *tasks, "average", *(["merged", "unseen"] if apart else []), "±"]
+    header += [*(["norm."] if normed else []), *(["data seen"] if seen else [])]
+    cells = []
+    for name, found in rows.items():
+        norm, first = norms[name], next(iter(found.values()))[0]
+        row = [name, *accuracies(found, tasks, apart)]
+        row += [DASH if norm is None else percent(norm)] if normed else []
+        row += [(", ".join(first.uses) or "none") if first.role == "merged" else ""] if seen else []
+        cells.append(row)
+    said = [*notes(records, normed), *remarks]
     quoted = quoted_rows(records, tasks, len(header)) if published else Table([], [])
-    kinds = [next(iter(found.values())).role for found in by_row(records).values()]
-    ranked = tuple(number for number, kind in enumerate(kinds) if kind in ("merged", "other"))
-    return Table(header, rows, [*said, *quoted.notes], quoted.rows, ranked=ranked)
+    ranked = competing(list(rows.values()))
+    return Table(header, cells, [*said, *quoted.notes], quoted.rows, ranked=ranked)
+
+
+def accuracies(found: Mapping[str, Sequence[Record]], tasks: Sequence[str], apart: bool) -> list[str]:
+    """Cells of the tasks, of their mean, of the means over merged and other tasks, and of half the mean's interval.
+
+    The last is for one record a task: several are of the same images, and no interval of theirs is known.
+    """
+    mine = [record for task in tasks for record in found.get(task, ())]
+    whole = found.keys() >= set(tasks)
+    parts = [[record for record in mine if record.merged_task is kind] for kind in (True, False)] if apart else []
+    return [
+        *[percent(average(found[task])) if task in found else DASH for task in tasks],
+        *[percent(average(part)) if whole and part else DASH for part in (mine, *parts)],
+        percent(half_width(mine)) if whole and len(mine) == len(tasks) else DASH,
+    ]
+
+
+def normalised(found: Mapping[str, Sequence[Record]], tasks: Sequence[str]) -> float | None:
+    """Mean of accuracies ÷ those of the tasks' own experts; None unless all tasks have one."""
+    shares = [record.normalised for task in tasks for record in found.get(task, ()) if record.normalised is not None]
+    whole = found.keys() >= set(tasks) and len(shares) == sum(map(len, found.values()))
+    return sum(shares) / len(shares) if whole else None
+
+
+def over_corruptions(records: Sequence[Record]) -> dict[str, dict[str, list[Record]]]:
+    """Of each model with at least two corruptions a row: the records of each task that was scored under all of them."""
+    corrupted: dict[str, dict[str, Mapping[str, Record]]] = {}
+    for name, found in by_row([record for record in records if record.corruption]).items():
+        corrupted.setdefault(next(iter(found.values())).model, {})[name] = found
+    rows = {}
+    for model, parts in corrupted.items():
+        tasks = [task for task in next(iter(parts.values())) if all(task in found for found in parts.values())]
+        if len(parts) > 1 and tasks:
+            rows[f"{model} · mean of {len(parts)} corruptions"] = {
+                task: [found[task] for found in parts.values()] for task in tasks
+            }
+    return rows
+
+
+def competing(rows: Sequence[Mapping[str, Sequence[Record]]]) -> tuple[tuple[int, ...], ...]:
+    """Numbers of the rows of models that are neither base nor experts, those of one condition together."""
+    found: dict[tuple[str, ...], list[int]] = {}
+    for number, row in enumerate(rows):
+        first = next(iter(row.values()))
+        if first[0].role in ("merged", "other"):
+            found.setdefault(tuple(str(record.corruption) for record in first), []).append(number)
+    return tuple(map(tuple, found.values()))
 
 
 def by_row(records: Sequence[Record]) -> Mapping[str, Mapping[str, Record]]:
@@ -119,17 +160,16 @@ def calibration_table(records: Sequence[Record]) -> Table:
                 [
                     r.ece * 100,
                     r.loss / r.n,
-                    r.temperature or 0.0,
+                    log(r.temperature or 1.0),
                     (r.tempered_ece or 0) * 100,
                     (r.tempered_loss or 0) / r.n,
                 ]
                 for r in mine
             ]
-            means = [sum(column) / len(mine) for column in zip(*figures, strict=True)]
-            rows.append([name, *[f"{mean:.{digits}f}" for mean, digits in zip(means, (1, 3, 2, 1, 3), strict=True)]])
+            ece, nll, logarithm, ece_at, nll_at = (sum(column) / len(mine) for column in zip(*figures, strict=True))
+            rows.append([name, f"{ece:.1f}", f"{nll:.3f}", f"{exp(logarithm):.2f}", f"{ece_at:.1f}", f"{nll_at:.3f}"])
     header = ["model", "ECE %", "NLL", "temperature", "ECE % at it", "NLL at it"]
-    note = "Means over tasks; each model's temperature was fitted on each task's val images and labels."
-    return Table(header, rows, [note], title="Calibration")
+    return Table(header, rows, calibration_notes(records), title="Calibration")
 
 
 def percent(share: float) -> str:
@@ -144,52 +184,3 @@ def average(records: Sequence[Record]) -> float:
 def half_width(records: Sequence[Record]) -> float:
     """Half of the 95 % interval of the mean, from the tasks' Wilson intervals (images are independent)."""
     return sum(((r.interval[1] - r.interval[0]) / 2) ** 2 for r in records) ** 0.5 / len(records)
-
-
-def notes(records: Sequence[Record]) -> list[str]:
-    """What a reader must know: which images, how many, what is missing, and what the tiny suite is."""
-    splits = sorted({record.split for record in records})
-    sizes = ", ".join(dict.fromkeys(f"{record.task} {record.n}" for record in records))
-    found = [
-        f"Top-1 accuracy in per cent on {', '.join(splits)} images ({sizes}); ± is half of the average's 95 % interval."
-    ]
-    if any(record.normalised is not None for record in records):
-        found.append("norm.: mean over tasks of accuracy ÷ that of the task's own expert, in per cent.")
-    if {record.merged_task for record in records} >= {True, False}:
-        found.append("merged: mean over tasks whose experts were merged; unseen: over the others.")
-    if any(record.limit is not None for record in records):
-        found.append("With --limit only a seeded choice of the images is scored.")
-    if carved := sorted({record.task for record in records if "carved" in record.chosen}):
-        found.append(f"val of {', '.join(carved)} is a tenth of train, which published experts were trained on.")
-    if missing := {record.task: record.unreadable for record in records if record.unreadable}:
-        counts = ", ".join(f"{task} {count}" for task, count in missing.items())
-        found.append(f"Images that could not be read were left out: {counts}.")
-    found += lower_precision(records)
-    found += suspicions(records)
-    if any(record.task.startswith("tiny-") for record in records):
-        found.append(
-            "Tiny suite: a small CLIP on small generated tasks; its figures say nothing about real CLIP models."
-        )
-    return found
-
-
-def suspicions(records: Sequence[Record]) -> list[str]:
-    """Experts that are far better on test than on val, as after training on test images."""
-    found = []
-    for record in records:
-        trained = record.role in ("expert", "other") and record.split == "test" and not record.corruption
-        if trained and record.val:
-            warning = far_above((record.correct, record.n), (record.val["correct"], record.val["n"]))
-            found += [f"{record.model} on {record.task}: {warning}"] if warning else []
-    return found
-
-
-def lower_precision(records: Sequence[Record]) -> list[str]:
-    """How far a lower precision than float32 changed predictions."""
-    seen = [record.versus_float32 for record in records if record.versus_float32]
-    if not seen:
-        return []
-    n, differ, mine, exact = (sum(one[key] for one in seen) for key in ("n", "differ", "correct", "correct_float32"))
-    dtype = next(record.dtype for record in records if record.versus_float32)
-    said = f"{dtype}: {differ} of {n} predictions differ from those in float32"
-    return [f"{said}, {mine} are correct against {exact} (the first images of each task)."]

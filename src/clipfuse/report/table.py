@@ -18,8 +18,8 @@ class Table:
     published: list[list[str]] = field(default_factory=list)
     """Rows that others published."""
     title: str = ""
-    ranked: tuple[int, ...] | None = None
-    """Numbers of the rows among which the best of a column is bold in LaTeX; None is all."""
+    ranked: tuple[tuple[int, ...], ...] | None = None
+    """Groups of rows, by number, in each of which the best of a column is bold in LaTeX; None is one group of all."""
 
     def markdown(self) -> str:
         """GitHub's table, right-aligned but for the first column; published rows in italics."""
@@ -34,9 +34,11 @@ class Table:
         return csv_text(self.header, [*self.rows, *self.published])
 
     def latex(self) -> str:
-        """A booktabs table with the field's titles of tasks, the best of each column bold."""
+        """A booktabs table with the field's titles of tasks, the best of each column bold, the notes as comments."""
         header = [column_title(name) for name in self.header]
-        return latex_text(header, self.rows, self.title, published=self.published, bold=self.ranked)
+        apart = ["Bold: the best of the models under one condition."] if self.ranked and len(self.ranked) > 1 else []
+        comments = [*self.notes, *apart]
+        return latex_text(header, self.rows, self.title, published=self.published, bold=self.ranked, comments=comments)
 
     def print(self) -> None:
         """To the terminal."""
