@@ -1,6 +1,5 @@
 """Named tensors of one model, opened lazily under canonical names."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clipfuse.checkpoints.json_file import read_json
 from clipfuse.checkpoints.layouts import tower_places
 from clipfuse.checkpoints.names import PROJECTION
 from clipfuse.checkpoints.safetensors_file import SafetensorsFile, TensorSpec
@@ -20,6 +20,9 @@ WEIGHTS = (
     *("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
 )
 """Where a folder of the hub keeps its weights, in order of preference."""
+
+MAX_SHARD = 200
+"""Characters of a shard's name."""
 
 ACTIVATIONS = {"QuickGELU": "quick_gelu", "GELU": "gelu"}
 """Classes of activations in pickled modules → what a configuration calls them."""
@@ -165,7 +168,7 @@ def open_files(path: Path) -> tuple[dict[str, tuple[Store, str]], tuple[Path, ..
         for file, expected in files.items():
             store: Store = SafetensorsFile(file) if file.suffix == ".safetensors" else TorchFile(file)
             if missing := [name for name in expected or () if name not in store.specs]:
-                raise CheckpointError(f"{file}: lacks {missing[0]!r}, which {path.name} says is in it")
+                raise CheckpointError(f"{file}: lacks {missing[0]!r:.120}, which {path.name} says is in it")
             places |= {name: (store, name) for name in expected or store.specs}
     except OSError as error:
         raise CheckpointError(f"{error.filename or path}: cannot be read ({error.strerror})") from None
@@ -184,11 +187,11 @@ def check_floating(checkpoint: Checkpoint) -> Checkpoint:
 def shards(index: Path) -> dict[Path, list[str]]:
     """Shard file → the names it holds, from an index; shards lie beside their index."""
     try:
-        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map: dict[str, str] = read_json(index)["weight_map"]
         files: dict[Path, list[str]] = {}
         for name, shard in weight_map.items():
-            if Path(shard).name != shard:
-                raise CheckpointError(f"{index}: shard {shard!r} is not a plain file name")
+            if Path(shard).name != shard or not shard.isprintable() or len(shard) > MAX_SHARD:
+                raise CheckpointError(f"{index}: shard {shard!r:.80} is not a plain file name")
             files.setdefault(index.parent / shard, []).append(name)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{index}: is not an index of shards (weight_map: name → file)") from None

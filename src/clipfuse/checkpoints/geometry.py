@@ -1,16 +1,20 @@
 """The shape of a vision tower, from `config.json` (of a CLIPVisionModel or a full CLIPModel), without transformers."""
 
-import json
 from collections.abc import Mapping
 from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clipfuse.checkpoints.checkpoint import Checkpoint
+from clipfuse.checkpoints.json_file import read_json
 from clipfuse.checkpoints.names import PROJECTION
 from clipfuse.errors import CheckpointError
+
+
+Count = Annotated[int, Field(gt=0, le=100_000)]
+"""No tower has more of anything; without a limit a short file could ask for any amount of memory."""
 
 
 class Geometry(BaseModel):
@@ -18,25 +22,25 @@ class Geometry(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    hidden_size: PositiveInt = 768
+    hidden_size: Count = 768
     """Width of a token, features."""
-    intermediate_size: PositiveInt = 3072
+    intermediate_size: Count = 3072
     """Width of the MLPs, features."""
-    num_hidden_layers: PositiveInt = 12
+    num_hidden_layers: Count = 12
     """Transformer blocks."""
-    num_attention_heads: PositiveInt = 12
+    num_attention_heads: Count = 12
     """Heads of an attention."""
-    num_channels: PositiveInt = 3
+    num_channels: Count = 3
     """Colour channels of an image."""
-    image_size: PositiveInt = 224
+    image_size: Count = 224
     """Side of an image, pixels."""
-    patch_size: PositiveInt = 32
+    patch_size: Count = 32
     """Side of a patch, pixels."""
     hidden_act: str = "quick_gelu"
     """Activation of the MLPs; OpenAI's weights need quick_gelu."""
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: Annotated[float, Field(ge=0, lt=1)] = 1e-5
     """Added to the variance in LayerNorms."""
-    projection_dim: PositiveInt = 512
+    projection_dim: Count = 512
     """Width of the space shared with text, features."""
 
     def __str__(self) -> str:
@@ -109,13 +113,13 @@ def read_openclip(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        model = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+        model = read_json(path)["model_cfg"]
         vision = model["vision_cfg"]
         return {
             "num_attention_heads": int(vision["width"]) // int(vision.get("head_width", 64)),
             "hidden_act": "quick_gelu" if model.get("quick_gelu") else "gelu",
         }
-    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, RecursionError, OSError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError, OSError) as error:
         raise CheckpointError(f"{path}: is not the configuration of an OpenCLIP ViT ({error})") from None
 
 
@@ -159,10 +163,10 @@ def read_geometry(folder: Path) -> Geometry:
     """
     path = (folder if folder.is_dir() else folder.parent) / "config.json"
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = read_json(path)
         vision = tree.get("vision_config", tree)
         if "clip" not in str(tree.get("model_type", "clip")):
-            raise CheckpointError(f"{path}: is the configuration of a {tree['model_type']!r} model, not of a CLIP")
+            raise CheckpointError(f"{path}: is the configuration of a {tree['model_type']!r:.60} model, not of a CLIP")
         return Geometry.model_validate({"projection_dim": tree.get("projection_dim", 512), **vision})
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; a Hugging Face model folder has one") from None

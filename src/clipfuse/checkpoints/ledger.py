@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clipfuse.checkpoints.hashes import compute_hash
+from clipfuse.checkpoints.json_file import read_json
 from clipfuse.checkpoints.writer import write_text
 from clipfuse.errors import ConfigError, LocateError
 from clipfuse.version import __version__
@@ -103,10 +104,13 @@ def read_lock(path: Path) -> tuple[dict[tuple[Kind, str], Entry], str]:
     """Entries of a lock by kind and reference, and what to call it in messages."""
     path = path / LOCK if path.is_dir() else path
     try:
-        tree: Any = json.loads(path.read_text(encoding="utf-8"))
+        tree: Any = read_json(path)
         if tree["schema"] > SCHEMA:
-            raise ConfigError(f"{path}: schema {tree['schema']} is newer than this clipfuse knows ({SCHEMA})")
+            raise ConfigError(f"{path}: schema {tree['schema']!r:.20} is newer than this clipfuse knows ({SCHEMA})")
         found = [Entry(e["kind"], e["ref"], e["revision"], dict(e["files"])) for e in tree["opened"]]
+        texts = [text for e in found for text in (e.kind, e.ref, e.revision or "", *e.files, *e.files.values())]
+        if not all(type(text) is str and text.isprintable() for text in texts):
+            raise ValueError
     except FileNotFoundError:
         raise ConfigError(f"--locked {path}: no such file; run and evaluate --out write one") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

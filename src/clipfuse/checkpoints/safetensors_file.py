@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipfuse.checkpoints.json_file import no_repeats
 from clipfuse.errors import CheckpointError
 
 DTYPES = {
@@ -27,7 +28,10 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-MAX_HEADER = 100 << 20
+MAX_HEADER = 16 << 20
+"""Room for 100,000 tensors; safetensors' own limit is 100 MB, which as JSON takes gigabytes to read."""
+MAX_NAME = 500
+MAX_DIMENSIONS = 64
 PAGE = mmap.ALLOCATIONGRANULARITY
 
 
@@ -67,7 +71,7 @@ class SafetensorsFile:
             self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             self.file = os.dup(file.fileno())
         weakref.finalize(self, os.close, self.file)
-        self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
+        self.metadata: dict[str, str] = read_metadata(path, header.pop("__metadata__", None) or {})
         self.specs: dict[str, TensorSpec] = {}
         self.offsets: dict[str, int] = {}
         for name, entry in header.items():
@@ -139,23 +143,27 @@ def read_header(path: Path, first: bytes, file: Any, size: int) -> tuple[dict[st
     return header, 8 + length
 
 
-def no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len({key for key, _ in pairs}) != len(pairs):
-        raise ValueError("a name stands twice")
-    return dict(pairs)
+def read_metadata(path: Path, found: Any) -> dict[str, str]:
+    if not isinstance(found, dict) or not all(type(value) is str for value in found.values()):
+        raise CheckpointError(f"{path}: its __metadata__ is no mapping of texts")
+    return found
 
 
 def read_entry(path: Path, name: str, entry: Any) -> tuple[TensorSpec, int]:
     """Spec and offset of one header entry, checked against each other."""
+    if not name.isprintable() or len(name) > MAX_NAME:
+        raise CheckpointError(f"{path}: {name[:80]!r} is no name of a tensor: {MAX_NAME} printable characters at most")
     try:
         dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         numbers = [*shape, start, end]
-        if type(dtype) is not str or not all(type(number) is int and number >= 0 for number in numbers):
+        if type(dtype) is not str or not all(type(number) is int and 0 <= number < 1 << 48 for number in numbers):
+            raise ValueError
+        if len(shape) > MAX_DIMENSIONS or prod(size or 1 for size in shape) >= 1 << 48:
             raise ValueError
     except (TypeError, ValueError, KeyError):
-        raise CheckpointError(f"{path}: tensor {name!r} has a header entry without dtype, shape or offsets") from None
+        raise CheckpointError(f"{path}: tensor {name!r} has no dtype, shape and offsets, or impossible ones") from None
     if dtype not in DTYPES:
-        raise CheckpointError(f"{path}: tensor {name!r} has dtype {dtype!r}; known are {', '.join(DTYPES)}")
+        raise CheckpointError(f"{path}: tensor {name!r} has dtype {dtype!r:.60}; known are {', '.join(DTYPES)}")
     spec = TensorSpec(shape, DTYPES[dtype])
     if end - start != spec.nbytes:
         raise CheckpointError(f"{path}: tensor {name!r} takes {end - start} bytes, its shape says {spec.nbytes}")

@@ -7,10 +7,12 @@ from clipfuse.cli.options import Given, Json, Words, bar, factors_kept, megabyte
 from clipfuse.errors import ConfigError
 
 
-@options("out", "overwrite", "dtype", "seed", "device", "memory", "plugin", "keep_factors", "verbose")
+@options("out", "overwrite", "dtype", "seed", "device", "memory", "plugin", "keep_factors", "locked", "verbose")
 def command(given: Given, words: Words = None, as_json: Json = False) -> None:
     """Merge a pool into a Hugging Face folder: method= modelpool= --out DIR, then key=value."""
-    with factors_kept(given):
+    from clipfuse.checkpoints.ledger import keep_ledger
+
+    with factors_kept(given), keep_ledger(given.get("locked")):
         merge_tree(tree_of(words, given), as_json)
 
 
