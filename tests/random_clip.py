@@ -57,7 +57,10 @@ def write_random_clip(folder: Path, name: str, seed: int = 0) -> None:
     )
     torch.manual_seed(seed)
     CLIPModel(config).save_pretrained(folder)
-    CLIPImageProcessorPil().save_pretrained(folder)
+    side = VISION[name].get("image_size", 224)
+    CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side}).save_pretrained(
+        folder
+    )
     for file in WORDS:
         if (TINY / file).is_file():
             shutil.copy(TINY / file, folder)

@@ -53,7 +53,8 @@ def test_a_replaced_file_is_not_known(tmp_path: Path):
     assert known_hash(tmp_path / "a") is None
 
 
-def test_blobs_of_the_hub_are_named_by_their_hash(tmp_path: Path):
+def test_blobs_of_the_hub_are_named_by_their_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "c"
     blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
@@ -63,6 +64,8 @@ def test_blobs_of_the_hub_are_named_by_their_hash(tmp_path: Path):
         (snapshot / name).symlink_to(blobs / blob)
     assert known_hash(snapshot / "model.safetensors") == large
     assert known_hash(snapshot / "config.json") is None, "git's own hash is another"
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "other"))
+    assert known_hash(snapshot / "model.safetensors") is None, "elsewhere anybody may name a file like that"
 
 
 def test_in_the_background(tmp_path: Path):

@@ -206,14 +206,19 @@ def test_files_of_other_formats(tmp_path: Path):
             TorchFile(tmp_path / name)
 
 
-def test_big_endian(tmp_path: Path):
+def test_damage_before_1_6(tmp_path: Path):
     torch.save({"a": torch.ones(3)}, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
-    raw = (tmp_path / "a.pt").read_bytes()
-    at = raw.index(b"little_endian") + len(b"little_endianq") + 1
-    assert raw[at : at + 1] == b"\x88"
-    (tmp_path / "a.pt").write_bytes(raw[:at] + b"\x89" + raw[at + 1 :])
-    with pytest.raises(CheckpointError, match="from a big-endian machine"):
-        TorchFile(tmp_path / "a.pt")
+    sound = (tmp_path / "a.pt").read_bytes()
+    little = sound.index(b"\x88", sound.index(b"little_endian"))
+    version, size = sound.index(b"M\xe9\x03") + 1, len(sound) - 20
+    for at, byte, said in (
+        (little, 0x89, "or from a big-endian machine"),
+        (version, 0xEA, "is of another version of torch's old format"),
+        (size, 4, "a storage's size is not what its tensors say"),
+    ):
+        (tmp_path / "a.pt").write_bytes(sound[:at] + bytes([byte]) + sound[at + 1 :])
+        with pytest.raises(CheckpointError, match=said):
+            TorchFile(tmp_path / "a.pt")
 
 
 def test_a_file_that_is_cut_short_while_it_is_read(tmp_path: Path):

@@ -1,7 +1,7 @@
 """The task-arithmetic authors' pickles, laid out as they publish them: a pool, merged with their projections."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,10 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import clipfuse
+from clipfuse.checkpoints.names import PROJECTION, hub_name
 from clipfuse.checkpoints.torch_file import TorchFile
 from clipfuse.cli.main import main
+from clipfuse.config.pool_folder import folder_pool
 from clipfuse.models.base import open_base
 from clipfuse.pool import HuggingFaceClipVisionPool
+from clipfuse.pool.task_vector import TaskVector
 from tests.openclip_reference import image_features, random_openclip
 from tests.random_clip import write_random_clip
 
@@ -124,10 +127,11 @@ def test_the_merged_model_is_scored_with_its_own_projection(folder: Path, tmp_pa
     assert (without - wanted).abs().max() > 1e-2
 
 
-def test_show_and_convert(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    def run(*words: object) -> str:
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """A command that goes well; what it prints."""
+
+    def command(*words: object) -> str:
         monkeypatch.setattr(sys, "argv", ["clipfuse", *map(str, words)])
         with pytest.raises(SystemExit) as left:
             main()
@@ -135,6 +139,26 @@ def test_show_and_convert(
         assert not left.value.code, err
         return out
 
+    return command
+
+
+def test_what_the_page_on_models_says(folder: Path, tmp_path: Path, run: Callable[..., str]):
+    """The base of the recipe has no text side: `base=` gives it, for scores and for formats that need one."""
+    write_random_clip(tmp_path / "base", "smaller")
+    base, merged = f"base={tmp_path / 'base'}", tmp_path / "merged"
+    run("merge", "method=task_arithmetic", f"modelpool={folder}", "--out", merged)
+    said = run("evaluate", merged, "taskpool.tasks=[tiny-digits]", base, "--limit", 40)
+    assert "merged" in said
+    run("convert", merged, tmp_path / "openclip", "--to", "openclip", base)
+    run("convert", merged, tmp_path / "clip", "--to", "clip", base)
+    again = load_file(tmp_path / "clip/model.safetensors")
+    assert torch.equal(again["visual_projection.weight"], clipfuse.load(merged).tensors["visual_projection.weight"])
+    run("convert", folder / "DTD/finetuned.pt", tmp_path / "lora", "--to", "lora", f"base={folder / 'zeroshot.pt'}")
+    deep = run("show", "model", folder / "DTD/finetuned.pt", f"base={folder / 'zeroshot.pt'}", "--deep")
+    assert deep.endswith("warnings:\n  none\n")
+
+
+def test_show_and_convert(folder: Path, tmp_path: Path, run: Callable[..., str]):
     said = run("show", "model", folder / "Cars/finetuned.pt")
     assert "family: whole module of the task-arithmetic authors (open_clip)" in said
     assert "quick_gelu" in said
@@ -145,3 +169,34 @@ def test_show_and_convert(
     fused = state["visual.transformer.resblocks.0.attn.in_proj_weight"]
     parts = [stored[f"vision_model.encoder.layers.0.self_attn.{part}_proj.weight"] for part in "qkv"]
     assert torch.equal(torch.cat(parts), fused)
+
+
+METHODS = ("continual_average", "continual_task_arithmetic", "opcm", "continual_ties", "knots", "tsv_merging")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_rules_merge_a_projection_like_any_matrix(folder: Path, tmp_path: Path, name: str):
+    """A twin of it under a layer's name comes out the same."""
+    pool = HuggingFaceClipVisionPool.from_yaml(folder)
+    deltas = {task: pool.task_vector(task) for task in TASKS}
+    assert all(PROJECTION in delta.tensors for delta in deltas.values())
+    zero = {key: pool.weights.lead[key] for key in pool.weights.specs}
+    alias = "encoder.layers.0.mlp.fc1.weight"
+    twin = {task: TaskVector({**d.tensors, alias: d.tensors[PROJECTION]}, d.geometry) for task, d in deltas.items()}
+    base = {**zero, alias: zero[PROJECTION]}
+    stored = {hub_name(key): value for key, value in base.items()}
+    found = clipfuse.merge({"_pretrained_": stored, **twin}, name).tensors
+    moved = found[PROJECTION] - base[PROJECTION]
+    assert moved.abs().max() > 1e-4
+    torch.testing.assert_close(moved, found[alias] - base[alias], rtol=1e-5, atol=1e-7)
+
+
+def test_an_expert_is_added_to_what_was_merged_from_pickles(folder: Path, tmp_path: Path):
+    pool = HuggingFaceClipVisionPool.from_tree({"models": folder_pool(folder)["models"][:-1]})
+    clipfuse.merge(pool, "continual_average", out=tmp_path / "two")
+    clipfuse.add(str(tmp_path / "two"), str(folder / "SUN397/finetuned.pt"), name="SUN397", out=tmp_path / "three")
+    whole = clipfuse.merge(str(folder), "continual_average")
+    found = clipfuse.load(tmp_path / "three")
+    assert set(found.tensors) == set(whole.tensors)
+    for key in whole.tensors:
+        torch.testing.assert_close(found.tensors[key], whole.tensors[key], rtol=1e-6, atol=1e-7)

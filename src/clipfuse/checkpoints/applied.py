@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from clipfuse.checkpoints.checkpoint import Checkpoint
+from clipfuse.checkpoints.names import PROJECTION
 from clipfuse.checkpoints.safetensors_file import TensorSpec
 from clipfuse.checkpoints.store import Store
 
@@ -33,7 +34,7 @@ def applied(base: Checkpoint, delta: Checkpoint) -> Checkpoint:
     """The full weights of an expert that is stored as a task vector; one that is not comes back as it is."""
     if not delta.is_delta:
         return delta
+    base = base.with_projection() if PROJECTION in delta else base
     store: Store = AppliedStore(base, delta)
-    found = Checkpoint({name: (store, name) for name in base}, delta.source, (*base.files, *delta.files))
-    found.projection = base.projection
-    return found
+    places = {name: (store, name) for name in base}
+    return Checkpoint(places, delta.source, (*base.files, *delta.files), projection=base.projection)

@@ -42,9 +42,10 @@ class Checkpoint(Mapping[str, Tensor]):
         source: str,
         files: tuple[Path, ...] = (),
         is_delta: bool = False,
+        projection: tuple[Store, str] | None = None,
     ):
         self.places = dict(places)
-        self.projection = self.places.pop(PROJECTION, None)
+        self.projection = projection
         self.source = source
         self.files = files
         self.is_delta = is_delta
@@ -81,8 +82,7 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def with_projection(self, instead: tuple[Store, str] | None = None) -> "Checkpoint":
         """The same with the projection as one more parameter: its own, else that which is stored at `instead`."""
-        found = Checkpoint(self.places, self.source, self.files, self.is_delta)
-        found.projection = self.projection
+        found = Checkpoint(self.places, self.source, self.files, self.is_delta, self.projection)
         if at := self.projection or instead:
             found.places[PROJECTION] = at
         return found
@@ -109,7 +109,8 @@ def from_memory(weights: nn.Module | Mapping[str, Any], source: str) -> Checkpoi
             raise CheckpointError(f"{source}: {name!r} is a {type(value).__name__}; a state dict holds tensors")
     store: Store = MemoryStore({name: value.detach() for name, value in tensors.items()})
     stored = {name: (store, name) for name in tensors}
-    return check_floating(Checkpoint(tower_places(stored, source), source))
+    places = tower_places(stored, source)
+    return check_floating(Checkpoint(places, source, projection=places.pop(PROJECTION, None)))
 
 
 def task_vector(tensors: Mapping[str, Tensor], source: str) -> Checkpoint:
@@ -132,7 +133,8 @@ def open_checkpoint(folder: Path, source: str, base: Checkpoint | None = None) -
         return open_adapter(folder, source, base)
     path = weights_file(folder)
     stored, files = open_files(path)
-    found = Checkpoint(tower_places(stored, str(path)), source, files)
+    places = tower_places(stored, str(path))
+    found = Checkpoint(places, source, files, projection=places.pop(PROJECTION, None))
     found.hints = hints_of({id(store): store for store, _ in stored.values()}.values())
     return check_floating(found)
 
@@ -190,7 +192,7 @@ def shards(index: Path) -> dict[Path, list[str]]:
         weight_map: dict[str, str] = read_json(index)["weight_map"]
         files: dict[Path, list[str]] = {}
         for name, shard in weight_map.items():
-            if Path(shard).name != shard or not shard.isprintable() or len(shard) > MAX_SHARD:
+            if Path(shard).name != shard or not 0 < len(shard) <= MAX_SHARD or not shard.isprintable():
                 raise CheckpointError(f"{index}: shard {shard!r:.80} is not a plain file name")
             files.setdefault(index.parent / shard, []).append(name)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -12,7 +12,6 @@ from clipfuse.checkpoints.json_file import read_json
 from clipfuse.checkpoints.names import PROJECTION
 from clipfuse.errors import CheckpointError
 
-
 Count = Annotated[int, Field(gt=0, le=100_000)]
 """No tower has more of anything; without a limit a short file could ask for any amount of memory."""
 
@@ -96,6 +95,10 @@ def misfit(geometry: Geometry, shapes: Mapping[str, tuple[int, ...]]) -> str | N
     return None
 
 
+HEADS = {1280: 16, 1408: 16, 1664: 16}
+"""Width → heads of OpenCLIP's ViT-H, g and G, which have more than 64 features a head."""
+
+
 def find_geometry(at: Path, checkpoint: Checkpoint) -> Geometry:
     """The geometry of a model in a folder or file: of its `config.json`, else OpenCLIP's, else from the shapes.
 
@@ -104,8 +107,12 @@ def find_geometry(at: Path, checkpoint: Checkpoint) -> Geometry:
     """
     folder = at if at.is_dir() else at.parent
     if (folder / "config.json").is_file():
-        return read_geometry(folder)
-    return geometry_of_shapes(checkpoint, read_openclip(folder / "open_clip_config.json"))
+        found = read_geometry(folder)
+    else:
+        found = geometry_of_shapes(checkpoint, read_openclip(folder / "open_clip_config.json"))
+    if lacking := sorted(parameter_shapes(found).keys() - checkpoint.keys()):
+        raise CheckpointError(f"{checkpoint.source}: is no whole vision tower: it lacks {lacking[0]}")
+    return found
 
 
 def read_openclip(path: Path) -> dict[str, Any]:
@@ -124,8 +131,8 @@ def read_openclip(path: Path) -> dict[str, Any]:
 
 
 def geometry_of_shapes(checkpoint: Checkpoint, told: Mapping[str, Any]) -> Geometry:
-    """The geometry that a whole tower's shapes give; heads and activation as `told`, else as the file hints, else 64
-    features a head and the QuickGELU of OpenAI's weights.
+    """The geometry that a whole tower's shapes give; heads and activation as `told`, else as the file hints, else 16
+    heads or 64 features a head, as published ViTs of that width have, and the QuickGELU of OpenAI's weights.
     """
     shapes = {name: checkpoint.spec(name).shape for name in checkpoint}
     try:
@@ -136,7 +143,7 @@ def geometry_of_shapes(checkpoint: Checkpoint, told: Mapping[str, Any]) -> Geome
             "hidden_size": width,
             "intermediate_size": shapes["encoder.layers.0.mlp.fc1.weight"][0],
             "num_hidden_layers": len({name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")}),
-            "num_attention_heads": max(1, width // 64),
+            "num_attention_heads": HEADS.get(width) or max(1, width // 64),
             "num_channels": channels,
             "patch_size": patch,
             "image_size": grid * patch,

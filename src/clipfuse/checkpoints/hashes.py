@@ -1,6 +1,7 @@
 """sha256 of weights files: from the hub's etag, else from a cache keyed by the file's identity, else computed aside."""
 
 import hashlib
+import os
 import re
 import threading
 from collections.abc import Iterable
@@ -17,10 +18,16 @@ CHUNK = 8 << 20
 def known_hash(path: Path) -> str | None:
     """The file's sha256 if it is known without reading the file."""
     blob = path.resolve()
-    if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name):
+    if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name) and hub_cache() in blob.parents:
         return blob.name
     note = note_of(path)
     return note.read_text() if note and note.is_file() else None
+
+
+def hub_cache() -> Path:
+    """Where the hub's client keeps files under their hashes; nowhere else a name is taken for a hash."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser().resolve()
 
 
 def compute_hash(path: Path) -> str:

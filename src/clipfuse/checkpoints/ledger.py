@@ -15,6 +15,8 @@ from clipfuse.version import __version__
 
 LOCK = "clipfuse.lock"
 SCHEMA = 1
+MAX_TEXT = 200
+"""Characters of a commit or a hash: messages show them."""
 Kind = Literal["model", "dataset"]
 
 
@@ -108,8 +110,10 @@ def read_lock(path: Path) -> tuple[dict[tuple[Kind, str], Entry], str]:
         if tree["schema"] > SCHEMA:
             raise ConfigError(f"{path}: schema {tree['schema']!r:.20} is newer than this clipfuse knows ({SCHEMA})")
         found = [Entry(e["kind"], e["ref"], e["revision"], dict(e["files"])) for e in tree["opened"]]
-        texts = [text for e in found for text in (e.kind, e.ref, e.revision or "", *e.files, *e.files.values())]
-        if not all(type(text) is str and text.isprintable() for text in texts):
+        shown = [text for e in found for text in (e.revision or "", *e.files.values())]
+        if not all(type(text) is str for e in found for text in (e.kind, e.ref, *e.files, *shown)):
+            raise TypeError
+        if not all(text.isprintable() and len(text) <= MAX_TEXT for text in shown):
             raise ValueError
     except FileNotFoundError:
         raise ConfigError(f"--locked {path}: no such file; run and evaluate --out write one") from None

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from clipfuse.checkpoints.checkpoint import WEIGHTS, shards
+from clipfuse.checkpoints.checkpoint import WEIGHTS, shards, weights_file
 from clipfuse.checkpoints.hub import (
     HubRef,
     OutOfReachError,
@@ -26,7 +26,7 @@ from clipfuse.checkpoints.hub import (
 from clipfuse.checkpoints.ledger import locked_revision, note_opened
 from clipfuse.errors import CheckpointError, LocateError
 
-HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?)(@(?P<revision>[\w./-]+))?")
+HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?)(@(?P<revision>(?!\S*\.\.)[\w./-]+))?")
 PACKAGE, MODELSCOPE = "pkg://", "modelscope://"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -94,10 +94,16 @@ def locate(ref: str, needs: Sequence[str] = VISION) -> Located:
 
 def opened_files(at: Located, needs: Sequence[str]) -> list[Path]:
     """The files of a located model that are read."""
-    if at.folder.is_file():
-        return [at.folder]
-    names = {path.name for path in at.folder.iterdir()} if at.folder.is_dir() else set()
-    return [at.folder / name for name in model_files(names, needs) or ()]
+    folder = at.folder.parent if at.folder.is_file() else at.folder
+    described = [folder / name for name in dict.fromkeys((*needs, ADAPTER, OPENCLIP)) if (folder / name).is_file()]
+    if (folder / ADAPTER).is_file() and at.folder.is_dir():
+        return described + [folder / name for name in FACTORS if (folder / name).is_file()]
+    try:
+        weights = weights_file(at.folder)
+        more = list(shards(weights)) if weights.name.endswith(".index.json") else []
+    except CheckpointError:  # told when it is opened
+        return described
+    return [*described, weights, *more]
 
 
 def model_files(names: Collection[str], needs: Sequence[str]) -> list[str] | None:

@@ -182,3 +182,15 @@ def check_against(parts: Parts, name: str, delta: Delta, base: Checkpoint | None
         raise parts.error(f"changes {parts.prefix}{name}, which the base does not have")
     if base.spec(name).shape != delta.shape:
         raise parts.error(f"{parts.prefix}{name}: its difference is {delta.shape}, the base's {base.spec(name).shape}")
+
+
+def other_base(folder: Path, ref: str) -> str | None:
+    """The base that an adapter names, if that is surely not `ref`: another hub id, or another folder that is here."""
+    named = read_adapter_config(folder).base_model_name_or_path if is_adapter(folder) else None
+    if not named or "://" in ref + named:
+        return None
+    mine, its = Path(named), Path(ref)
+    if mine.exists() != its.exists():
+        return None
+    same = mine.resolve() == its.resolve() if mine.exists() else named.partition("@")[0] == ref.partition("@")[0]
+    return None if same else named

@@ -29,7 +29,7 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER = 16 << 20
-"""Room for 100,000 tensors; safetensors' own limit is 100 MB, which as JSON takes gigabytes to read."""
+"""Room for 100,000 tensors; safetensors allows 100 MB, which as JSON can take gigabytes of memory to read."""
 MAX_NAME = 500
 MAX_DIMENSIONS = 64
 PAGE = mmap.ALLOCATIONGRANULARITY

@@ -72,7 +72,8 @@ def directory(data: mmap.mmap, where: Path) -> dict[str, zipfile.ZipInfo]:
         with zipfile.ZipFile(Mapped(data)) as archive:
             listed = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, OSError, StructError) as error:
-        raise CheckpointError(f"{where}: is a damaged or truncated zip ({str(error).splitlines()[0]})") from None
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{where}: is a damaged or truncated zip ({said})") from None
     entries = {entry.filename: entry for entry in listed}
     if len(entries) != len(listed):
         raise CheckpointError(f"{where}: is a zip in which a name stands twice")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from clipfuse.cli.live import live
-from clipfuse.cli.options import Given, Json, options, print_json, take, tree_of
+from clipfuse.cli.options import Given, Json, base_in, options, print_json
 
 To = Annotated[Literal["hf", "clip", "openclip", "lora"], typer.Option("--to", help="Format that is written.")]
 Rank = Annotated[int, typer.Option("--rank", min=1, help="Of a LoRA.")]
@@ -28,7 +28,7 @@ def command(
     from clipfuse.fusion.merge import as_dtype
     from clipfuse.run.convert import convert
 
-    base = take(tree_of(words, {}), "base").get("base")
+    base = base_in(words)
     dtype, overwrite = as_dtype(given.get("dtype")), given.get("overwrite", False)
     facts = convert(source, out, to, base=base, rank=rank, dtype=dtype, overwrite=overwrite, stage=live)
     if as_json:

@@ -132,6 +132,14 @@ def take(tree: dict[str, Any], *keys: str) -> dict[str, Any]:
     return tree
 
 
+def base_in(words: Sequence[str] | None) -> str | None:
+    """The `base=` of verbs that take no other word. Raises ConfigError."""
+    base = take(tree_of(words, {}), "base").get("base")
+    if base is not None and not isinstance(base, str):
+        raise ConfigError(f"base: takes a path or a hub id (found {base!r})")
+    return base
+
+
 def need(tree: Mapping[str, Any], key: str, example: str) -> Any:
     """A key that must be there. Raises ConfigError with an example."""
     if tree.get(key) is None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from clipfuse.cli.live import live
-from clipfuse.cli.options import Given, Json, load_given, megabytes, options, print_json, take, tree_of
+from clipfuse.cli.options import Given, Json, base_in, load_given, megabytes, options, print_json
 from clipfuse.errors import ConfigError
 
 What = Literal["method", "model", "modelpool", "task"]
@@ -39,7 +39,7 @@ def command(
     if samples:
         save_samples(name, samples, out)
         return
-    base = take(tree_of(words, {}), "base").get("base")
+    base = base_in(words)
     data = model(name, base, deep) if what == "model" else {"modelpool": modelpool, "task": task}[what](name)
     if as_json:
         print_json(data)

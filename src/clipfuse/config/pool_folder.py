@@ -25,9 +25,12 @@ def folder_pool(folder: Path) -> dict[str, Any]:
         ConfigError: it holds neither.
     """
     inside = sorted(path for path in folder.iterdir() if path.is_dir())
-    experts = {
-        path.name.removesuffix("Val"): path / name for path in inside for name in EXPERTS if (path / name).is_file()
-    }
+    experts: dict[str, Path] = {}
+    for path in (path / name for path in inside for name in EXPERTS if (path / name).is_file()):
+        name = path.parent.name.removesuffix("Val")
+        if name in experts and experts[name].parent != path.parent:
+            raise ConfigError(f"modelpool={folder}: {name} and {name}Val are one task; takes one of these folders")
+        experts[name] = path
     if experts:
         places = [folder, *inside]
         bases = [place / name for place in places for name in BASES if (place / name).is_file()]

@@ -13,6 +13,7 @@ from torch import Tensor
 from clipfuse.checkpoints.card import model_card
 from clipfuse.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from clipfuse.checkpoints.geometry import Geometry, read_geometry
+from clipfuse.checkpoints.json_file import read_json
 from clipfuse.checkpoints.names import hub_name
 from clipfuse.checkpoints.safetensors_file import SafetensorsFile, TensorSpec
 from clipfuse.checkpoints.writer import SafetensorsWriter, new_folder, write_text
@@ -137,15 +138,19 @@ def read_recipe(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        recipe = json.loads(path.read_text(encoding="utf-8"))
+        recipe = read_json(path)
         if recipe["schema"] > SCHEMA:
             raise CheckpointError(f"{path}: schema {recipe['schema']} is newer than this clipfuse knows ({SCHEMA})")
         if recipe["kind"] != "weights":
             raise CheckpointError(f"{path}: kind {recipe['kind']!r} is not known to this clipfuse")
-        if not all([recipe["method"]["name"], *[member["name"] for member in recipe["pool"]]]):
+        names = [recipe["method"]["name"], *(member["name"] for member in recipe["pool"])]
+        places = [member.get("path") or "" for member in recipe["pool"]]
+        if not all(names) or not all(isinstance(text, str) for text in (*names, *places)):
             raise ValueError("a name is empty")
+        if not all(isinstance(member.get("files") or {}, dict) for member in recipe["pool"]):
+            raise TypeError
         return recipe if isinstance(recipe["uses"], list) else recipe | {"uses": []}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError):
         raise CheckpointError(f"{path}: is not the recipe of a merge") from None
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clipfuse.checkpoints.geometry import Geometry
+from clipfuse.checkpoints.json_file import read_json
 from clipfuse.checkpoints.names import PROJECTION, canonical_names, hub_name
 from clipfuse.checkpoints.safetensors_file import TensorSpec
 from clipfuse.checkpoints.writer import SafetensorsWriter, new_folder, write_text
@@ -56,8 +57,8 @@ def build_vision_model(
 def is_full_clip(folder: Path) -> bool:
     """Whether a folder's config.json is that of a CLIPModel, with a text encoder."""
     try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == "clip"
-    except (OSError, ValueError, TypeError, KeyError):
+        return read_json(folder / "config.json")["model_type"] == "clip"
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return False
 
 

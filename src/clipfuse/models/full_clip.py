@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clipfuse.checkpoints.checkpoint import open_files, weights_file
 from clipfuse.checkpoints.geometry import Geometry
+from clipfuse.checkpoints.json_file import read_json as parse
 from clipfuse.checkpoints.locate import CLIP
 from clipfuse.checkpoints.names import ELSEWHERE, hub_name
 from clipfuse.checkpoints.safetensors_file import TensorSpec
@@ -124,8 +125,8 @@ def without(tree: Mapping[str, Any], *keys: str) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """Raises ModelError for anything else than a JSON object."""
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        tree = parse(path)
+    except (ValueError, OSError, RecursionError) as error:
         raise ModelError(f"{path}: is not JSON ({error})") from None
     if not isinstance(tree, dict):
         raise ModelError(f"{path}: is not a JSON object")

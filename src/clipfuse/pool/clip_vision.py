@@ -11,6 +11,7 @@ from clipfuse.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from clipfuse.checkpoints.geometry import Geometry, find_geometry
 from clipfuse.checkpoints.hashes import known_hash
 from clipfuse.checkpoints.locate import ADAPTER, CLIP, VISION, Located, OutOfReachError, is_remote, locate
+from clipfuse.checkpoints.lora import other_base
 from clipfuse.config import parse
 from clipfuse.config.fusionbench import translate
 from clipfuse.errors import CheckpointError, LocateError, PoolError, unknown
@@ -108,7 +109,10 @@ class HuggingFaceClipVisionPool:
         checkpoints = {name: self.open(name) for name in names}
         geometries = {name: self.geometry(name) for name in names if not checkpoints[name].is_delta}
         base = checkpoints.pop(PRETRAINED, None)
-        return ModelPool(base, checkpoints, geometries, [self.describe(name) for name in names])
+        pool = ModelPool(base, checkpoints, geometries, [self.describe(name) for name in names])
+        found = {n: other_base(self.located[n].folder, self.members[PRETRAINED].path) for n in names if pool.base}
+        pool.warnings += [f"{n}: is an adapter of {o}; the pool's base is another" for n, o in found.items() if o]
+        return pool
 
     def open(self, name: str) -> Checkpoint:
         """The checkpoint of a model, opened once. Raises CheckpointError, which names it."""
@@ -182,7 +186,12 @@ class HuggingFaceClipVisionPool:
 
         base = self.get_model_config(PRETRAINED).ref
         clip = load_clip_model(locate(base, CLIP).folder)
-        return clip if name == PRETRAINED else substitute(clip, self.load_model(name))
+        if name == PRETRAINED:
+            return clip
+        if own := self.full(name).projection:
+            store, stored = own
+            clip.visual_projection.weight.data.copy_(store.read(stored))
+        return substitute(clip, self.load_model(name))
 
     def load_processor(self) -> "CLIPImageProcessorPil":
         """The image processor of the base (or first model), always transformers' Pillow one."""

@@ -1,5 +1,6 @@
 """The YAML of `type: huggingface_clip_vision`."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -71,6 +72,6 @@ class PoolConfig(Config):
     @model_validator(mode="after")
     def names_are_unique(self) -> "PoolConfig":
         names = [member.name for member in self.models]
-        if twice := {name for name in names if names.count(name) > 1}:
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise ValueError(f"models: the name {min(twice)!r} stands twice")
         return self

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from clipfuse.checkpoints.checkpoint import Checkpoint
+from clipfuse.checkpoints.names import PROJECTION
 from clipfuse.checkpoints.store import Store
 
 Stored = tuple[Store, str]
@@ -19,7 +20,8 @@ def with_projections(
     """
     own = {name: expert.projection for name, expert in experts.items() if expert.projection and not expert.is_delta}
     given = (base.projection if base else None) or next(iter(own.values()), None)
-    if given is None or all(equal(given, other) for other in own.values()):
+    moved = any(PROJECTION in expert for expert in experts.values())
+    if given is None or not (moved or any(not equal(given, other) for other in own.values())):
         return base, dict(experts), []
     if base is not None and base.projection is None:
         text = f"{', '.join(own)}: have projections of their own, the base stores none: they are left out of the merge"

@@ -9,7 +9,7 @@ import torch
 from clipfuse.cache import cache_folder
 from clipfuse.data import Corruption, ImageSet, Preprocess, make_ready, open_images, open_split, read_preprocess
 from clipfuse.data.corruptions import CORRUPTIONS, find_corruption
-from clipfuse.errors import ConfigError
+from clipfuse.errors import ConfigError, ModelError
 from clipfuse.evaluate import Candidate, Score, ScoreStore, Scoring, evaluate
 from clipfuse.evaluate.workers import find_workers
 from clipfuse.heads import Head, joint_head, zero_shot_heads
@@ -117,6 +117,8 @@ def open_bench(
         opened = {name: [open_split(task, name, config.limit, config.seed) for task in tasks] for name in wanted}
         clip = open_base(base)
         preprocess = read_preprocess(clip.folder)
+        if preprocess.crop != (side := clip.geometry.image_size):
+            raise ModelError(f"{base}: its processor gives images of {preprocess.crop} px, its tower takes {side}")
         images = {
             name: tuple(open_images(split, preprocess, config.image_cache, config.unreadable) for split in found)
             for name, found in opened.items()

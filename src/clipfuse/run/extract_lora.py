@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def extract(
 ) -> Mapping[str, Any]:
     """Write the adapter whose B A are the best approximations of rank `rank` of the linear layers' task vectors.
 
-    What is not a linear layer's weight (biases, LayerNorms, embeddings) stays the base's.
+    What is not a linear layer's weight (biases, LayerNorms, embeddings, a projection) stays the base's.
 
     Returns:
         `error`: ‖τ − τ'‖ / ‖τ‖ over all parameters, τ' what the adapter adds; `error_of_matrices`: the same over the
@@ -43,6 +44,10 @@ def extract(
         raise ModelError(
             f"{expert.source}: {odd[0]!r} is in it or in {base_ref} only; a LoRA is a difference of the two"
         )
+    if odd := sorted(name for name in base if base.spec(name).shape != expert.spec(name).shape):
+        raise ModelError(
+            f"{expert.source}: {odd[0]} is {expert.spec(odd[0]).shape}, {base_ref}'s {base.spec(odd[0]).shape}"
+        )
     linear = [name for name in sorted(base) if name.startswith("encoder.layers.") and len(base.spec(name).shape) == 2]
     specs: dict[str, TensorSpec] = {}
     for name in linear:
@@ -56,6 +61,8 @@ def extract(
         for name in sorted(base):
             delta = expert[name].float() - base[name].float()
             square = float(delta.double().square().sum())
+            if not isfinite(square):
+                raise ModelError(f"{expert.source}: {name}: it or {base_ref} holds NaN or Inf")
             whole += square
             missing = square
             if name in linear:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,19 +13,22 @@ from clipfuse.checkpoints.checkpoint import Checkpoint, common_dtype, open_check
 from clipfuse.checkpoints.geometry import Geometry, find_geometry
 from clipfuse.checkpoints.hashes import compute_hash, known_hash
 from clipfuse.checkpoints.locate import Located, locate
-from clipfuse.checkpoints.lora import is_adapter, zero_factors
+from clipfuse.checkpoints.lora import is_adapter, other_base, zero_factors
 from clipfuse.checkpoints.openclip import bare_tower, outer_prefix
 from clipfuse.checkpoints.torch_file import TorchFile
 from clipfuse.errors import ClipfuseError, ModelError
 from clipfuse.fusion.merged import read_recipe
-from clipfuse.models.base import ClipBase, open_base
 from clipfuse.models.build import build_vision_model, is_full_clip
-from clipfuse.run.models import base_of
+from clipfuse.models.tower import Tower, open_tower
+from clipfuse.run.models import tower_of
 from clipfuse.run.progress import Stage, silent
 
 FAR, TURNED = 0.3, 0.95
 """Norm of τ ÷ that of the base above which, and cosine with the base below which, a model is no expert of it: the
 field's experts are within some hundredths of their base, models trained apart about 1.4 away."""
+
+ASSUMED = " (assumed: the file does not say)"
+OTHER = {"quick_gelu": "gelu", "gelu": "quick_gelu"}
 
 TALL_DTD = (
     "a DTD expert of the 20-task checkpoints: those from before December 2024 were trained on images of DTD's test "
@@ -58,26 +62,25 @@ def describe(ref: str, deep: bool = False, base: str | None = None, stage: Stage
     """
     at = locate(ref)
     adapter = is_adapter(at.folder)
-    found: ClipBase | None = None
+    found: Tower | None = None
     problem = None
     try:
-        base = base_of(at, base)
-        found = open_base(base) if adapter or deep else None
+        base = tower_of(at, base)
+        found = open_tower(base) if deep else None
     except ClipfuseError as error:
-        if adapter:
-            raise
         problem = str(error)
     opened = open_checkpoint(at.folder, at.ref, found.checkpoint if found and adapter else None)
     checkpoint = applied(found.checkpoint, opened) if found else opened
-    geometry = found.geometry if found and opened.is_delta else find_geometry(at.folder, checkpoint)
+    geometry = (found.geometry if found else None) if opened.is_delta else find_geometry(at.folder, checkpoint)
+    assumed = not opened.is_delta and "hidden_act" not in opened.hints and not described(at.folder)
     recipe = read_recipe(at.folder) if at.folder.is_dir() else None
     facts: dict[str, Any] = {
         "path": str(at.folder),
         "revision": at.revision,
         "family": family(at),
         "base": base if problem is None else None,
-        "geometry": str(geometry),
-        "activation": geometry.hidden_act,
+        "geometry": str(geometry) if geometry else "the base's",
+        "activation": (geometry.hidden_act if geometry else "the base's") + (ASSUMED if assumed else ""),
         "parameters": sum(checkpoint.spec(name).numel for name in checkpoint),
         "dtype": str(common_dtype(opened)).removeprefix("torch."),
         "bytes": opened.nbytes,
@@ -86,9 +89,11 @@ def describe(ref: str, deep: bool = False, base: str | None = None, stage: Stage
     }
     if deep:
         empty = zero_factors(opened)
-        told = list(look_into(at, checkpoint, geometry, found, problem, stage))
+        other = other_base(at.folder, base) if base else None
+        told = list(look_into(at, checkpoint, geometry, assumed, found, problem, stage))
         if empty:
             told.append(f"{len(empty)} modules of the adapter add nothing, e.g. {empty[0]}")
+        told += [f"is an adapter of {other}; {base} is another"] if other else []
         facts["norm of the task vector ÷ the base's"] = next(
             (t.relative for t in told if isinstance(t, Distance)), None
         )
@@ -116,7 +121,13 @@ def family(at: Located) -> str:
 
 
 def look_into(
-    at: Located, checkpoint: Checkpoint, geometry: Geometry, base: ClipBase | None, problem: str | None, stage: Stage
+    at: Located,
+    checkpoint: Checkpoint,
+    geometry: Geometry | None,
+    assumed: bool,
+    base: Tower | None,
+    problem: str | None,
+    stage: Stage,
 ) -> Iterator[str | Distance]:
     """Warnings, and the distance from the base where it is at hand."""
     if base is None:
@@ -135,8 +146,8 @@ def look_into(
                 f"is no fine-tuned {base.ref}: its task vector is {found.relative:.2f} times as long as the base's "
                 f"weights, cosine {found.cosine:.2f}"
             )
-        if geometry.hidden_act != base.geometry.hidden_act:
-            yield activation_warning(checkpoint, geometry, base)
+        elif geometry and (assumed or geometry.hidden_act != base.geometry.hidden_act):
+            yield from activation_warning(checkpoint, geometry, assumed, base)
     if common_dtype(checkpoint) == torch.bfloat16:
         yield "stored in bfloat16, which costs about 15 % of a task vector"
     if at.folder.name == "nonlinear_finetuned.pt" and at.folder.parent.name.upper().startswith("DTD"):
@@ -167,7 +178,13 @@ def distance(checkpoint: Checkpoint, base: Checkpoint | None, told: Any = lambda
     return Distance((delta / zero) ** 0.5 if zero else 0.0, product / norm if norm else 0.0, tuple(broken))
 
 
-def activation_warning(weights: Mapping[str, Tensor], geometry: Geometry, base: ClipBase) -> str:
+def described(at: Path) -> bool:
+    """Whether a configuration beside the weights says what the activation is."""
+    folder = at if at.is_dir() else at.parent
+    return any((folder / name).is_file() for name in ("config.json", "open_clip_config.json"))
+
+
+def activation_warning(weights: Mapping[str, Tensor], geometry: Geometry, assumed: bool, base: Tower) -> Iterator[str]:
     """Which of two activations brings a model's features nearer to the base's, on a probe image."""
     side = geometry.image_size
     coarse = torch.randn(1, geometry.num_channels, 7, 7, generator=torch.Generator().manual_seed(0))
@@ -179,10 +196,13 @@ def activation_warning(weights: Mapping[str, Tensor], geometry: Geometry, base: 
         return model(pixel_values=pixels).pooler_output[0]
 
     own, its = geometry.hidden_act, base.geometry.hidden_act
-    reference = features(base.checkpoint, its)
+    its = its if own != its else OTHER.get(own, own)
+    reference = features(base.checkpoint, base.geometry.hidden_act)
     near = {act: float(torch.cosine_similarity(features(weights, act), reference, dim=0)) for act in (own, its)}
     better = max(near, key=lambda act: near[act])
-    return (
-        f"its configuration says {own}, the base's {its}; on a probe image its features have cosine {near[own]:.3f} "
-        f"with the base's under {own} and {near[its]:.3f} under {its}: {better} is the likelier"
-    )
+    said = "the file does not say its activation" if assumed else f"its configuration says {own}, the base's {its}"
+    if not assumed or better != own:
+        yield (
+            f"{said}; on a probe image its features have cosine {near[own]:.3f} with the base's under {own} and "
+            f"{near[its]:.3f} under {its}: {better} is the likelier"
+        )

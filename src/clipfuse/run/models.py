@@ -1,5 +1,6 @@
 """Evaluating models that are there already: merged folders, experts, full CLIPs."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from clipfuse.checkpoints.geometry import find_geometry
 from clipfuse.checkpoints.hashes import compute_in_background, known_hash
 from clipfuse.checkpoints.ledger import Ledger, keep_ledger
 from clipfuse.checkpoints.locate import Located, is_remote, local_path
-from clipfuse.checkpoints.lora import is_adapter, read_adapter_config
+from clipfuse.checkpoints.lora import is_adapter, other_base, read_adapter_config
 from clipfuse.checkpoints.writer import new_folder
 from clipfuse.config import parse
 from clipfuse.data import Corruption
@@ -31,6 +32,8 @@ from clipfuse.run.progress import Stage, silent
 from clipfuse.run.records import is_expert, record_of, save_predictions, with_references
 from clipfuse.run.tasks import find_tasks
 from clipfuse.tasks import TaskPoolConfig
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -106,27 +109,40 @@ def write_results(folder: Path, results: Results, tables: Sequence[Table], overw
 def base_of(at: Located, given: str | None) -> str:
     """The base of a located model: as its recipe says, else `given`, else a full CLIP itself, else the known one.
 
+    A recipe's base that is a tower alone (the task-arithmetic authors') has no text side: then the others are asked.
+
     Raises:
         ModelError: none is known, or the recipe and `given` name different ones.
     """
     recipe = read_recipe(at.folder) if at.folder.is_dir() else None
     members = recipe["pool"] if recipe else []
     own = next((m["path"] for m in members if m["name"] == PRETRAINED and m.get("path")), None)
-    if own is not None and (is_remote(own) or local_path(own).exists()):
+    if own is not None and (is_remote(own) or is_full_clip(local_path(own))):
         if given not in (None, own):
             raise ModelError(f"{at.ref}: was merged from the base {own}; base={given} is another")
         return own
     if given is not None:
+        if other := other_base(at.folder, given):
+            log.warning("%s: is an adapter of %s; base=%s is another", at.ref, other, given)
         return given
     if is_full_clip(at.folder):
         return at.ref
     if lost := next((m["local"] for m in members if m["name"] == PRETRAINED and m.get("local")), None):
         raise ModelError(f"{at.ref}: was merged from a local base, {lost!r}; name it: base=./folder")
     if is_adapter(at.folder):
-        if named := read_adapter_config(at.folder).base_model_name_or_path:
-            return named
+        config = read_adapter_config(at.folder)
+        if named := config.base_model_name_or_path:
+            return f"{named}@{config.revision}" if config.revision and "@" not in named else named
         raise ModelError(f"{at.ref}: its adapter_config.json names no base; give base=")
     return known_base(find_geometry(at.folder, open_checkpoint(at.folder, at.ref)), at.ref)
+
+
+def tower_of(at: Located, given: str | None) -> str:
+    """What a model was fine-tuned or merged from: its recipe's base, whatever that stores, else as `base_of`."""
+    recipe = read_recipe(at.folder) if at.folder.is_dir() else None
+    members = recipe["pool"] if recipe else []
+    own = next((m["path"] for m in members if m["name"] == PRETRAINED and m.get("path")), None)
+    return given or (own if own and (is_remote(own) or local_path(own).exists()) else base_of(at, None))
 
 
 def candidate(name: str, at: Located, base: ClipBase) -> Candidate:

@@ -1,5 +1,6 @@
 """What a published recipe must say and what it must not: every hash, the licences, and no path of this machine."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -154,7 +155,7 @@ def without_places(tree: Any, names: Mapping[str, str]) -> Any:
     if not isinstance(tree, str) or tree in names:
         return names.get(tree, tree) if isinstance(tree, str) else tree
     for path in sorted((path for path in names if path.startswith("/")), key=len, reverse=True):
-        tree = tree.replace(path, names[path])
+        tree = re.sub(rf"(?<![\w./-]){re.escape(path)}(?![\w-])", lambda _, at=path: names[at], tree)
     return tree
 
 
