@@ -41,7 +41,12 @@ class Round:
 
     def run(self) -> None:
         phases = (Phase.generate, Phase.shrink)
-        checks = list(HealthCheck)
+        checks = [
+            HealthCheck.too_slow,
+            HealthCheck.data_too_large,
+            HealthCheck.filter_too_much,
+            HealthCheck.large_base_example,
+        ]
 
         @settings(max_examples=AT_ONCE, database=None, deadline=None, suppress_health_check=checks, phases=phases)
         @given(FORMATS[self.kind].mutants())

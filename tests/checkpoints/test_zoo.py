@@ -124,6 +124,8 @@ NO_WEIGHTS, NO_SHARD, NO_INDEX = "holds no weights", "is not a plain file name",
 NO_LOCK, NO_CONFIG = "is no clipfuse.lock", "is not a model's configuration"
 NO_OPENCLIP, NOT_THERE = "is not the configuration of an OpenCLIP ViT", "which is not there"
 
+LAUGH = "models: []\na0: ha\n" + "".join(f"a{n}: {f'${{a{n - 1}}}' * 9}\n" for n in range(1, 9))
+
 ZOO: dict[Callable[[Path], object], dict[str, tuple[Write, str]]] = {
     open_model: {
         "name that climbs": (beside(**{"../../../ran": EMPTY}), NO_CLIP),
@@ -229,6 +231,12 @@ ZOO: dict[Callable[[Path], object], dict[str, tuple[Write, str]]] = {
         "YAML of the environment": (text("pool.yaml", "models: ${oc.env:HOME}"), "interpolate only inside itself"),
         "YAML is a pipe": (pipe("pool.yaml"), "no such file"),
         "YAML never ends": (link("pool.yaml", "/dev/zero"), "no such file"),
+        "10^5 experts": (text("pool.yaml", "models:\n" + "- {name: e, path: p}\n" * 10**5), "takes at most"),
+        "lists 10,000 deep": (text("pool.yaml", "models: " + "[" * 10_000), "nested more than 50 deep"),
+        "number to the base 60": (text("pool.yaml", "models: 1" + ":1" * 100_000), "a number of many digits"),
+        "fraction to the base 60": (text("pool.yaml", "models: 1" + ":1" * 3000 + ".5"), "a number of many digits"),
+        "number of 100,000 bits": (text("pool.yaml", "models: 0b" + "1" * 100_000), "a number of many digits"),
+        "a laugh by reference": (text("pool.yaml", LAUGH), "refer to what refers to more"),
         "YAML is a directory": (directory("pool.yaml"), "this folder is no pool"),
     },
     folder_pool: {
@@ -276,6 +284,21 @@ def everything(root: Path) -> dict[str, object]:
     """Size and time of all that is below a folder, links not followed; of folders that they are there."""
     found = {str(path.relative_to(root)): (path, path.lstat()) for path in root.rglob("*")}
     return {name: path.is_dir() or (stat.st_size, stat.st_mtime_ns) for name, (path, stat) in found.items()}
+
+
+@pytest.mark.parametrize(
+    "ref", ["a\nb", "./a\0b", "~x\0", "\x1b[31m", "./" + "n" * 5000, "n" * 5000, "pkg://a\nb/c", "\ud800"]
+)
+def test_odd_references(ref: str):
+    with pytest.raises(ClipfuseError, match="is neither a path nor a hub id$") as caught:
+        locate(ref)
+    assert str(caught.value).isprintable()
+
+
+def test_many_experts_take_linear_time():
+    began = time.process_time()
+    HuggingFaceClipVisionPool.from_tree({"models": [{"name": f"e{n}", "path": "p"} for n in range(20_000)]})
+    assert time.process_time() - began < 2
 
 
 def test_names_never_become_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

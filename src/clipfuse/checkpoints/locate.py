@@ -27,6 +27,8 @@ from clipfuse.checkpoints.ledger import locked_revision, note_opened
 from clipfuse.errors import CheckpointError, LocateError
 
 HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?)(@(?P<revision>(?!\S*\.\.)[\w./-]+))?")
+ODD = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]|.{1000}")
+"""What neither a path nor a hub id has in it: a line of a message would not be one."""
 PACKAGE, MODELSCOPE = "pkg://", "modelscope://"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -74,7 +76,7 @@ def local_path(ref: str) -> Path:
         except RuntimeError:
             raise LocateError(f"{ref}: no such user") from None
     name, _, inside = ref.removeprefix(PACKAGE).partition("/")
-    spec = find_spec(name) if name.isidentifier() else None
+    spec = find_spec(name) if name.isidentifier() and name != "__main__" else None
     if spec is None or not spec.submodule_search_locations:
         raise LocateError(f"{ref}: no package {name!r} is installed")
     return Path(spec.submodule_search_locations[0], inside)
@@ -127,6 +129,8 @@ def model_files(names: Collection[str], needs: Sequence[str]) -> list[str] | Non
 
 def find(ref: str, needs: Sequence[str], locked: str | None = None) -> Located:
     """`locate`, at the commit `locked` if one is given."""
+    if ODD.search(ref):
+        raise LocateError(f"{ref[:80]!r}: is neither a path nor a hub id")
     if ref.startswith(MODELSCOPE):
         from clipfuse.checkpoints.modelscope import find_on_modelscope
 

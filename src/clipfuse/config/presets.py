@@ -6,6 +6,7 @@ ever instantiated from it.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from clipfuse.errors import ConfigError, unknown
 
 SHIPPED = Path(__file__).parent / "presets"
 INSIDE = "a file may interpolate only inside itself"
+MAX_FILLED, MAX_CHARACTERS = 10_000, 64 << 20
 GROUPS = ("modelpool", "taskpool", "method", "run")
 
 PATH = "a path to a YAML file will do as well ({group}=./my.yaml)"
@@ -81,6 +83,7 @@ def resolve(group: str, tree: dict[str, Any], where: str, but: Sequence[str]) ->
     """A plain tree with its `${…}` filled in from itself, `but` for some keys; it may name itself by its group."""
     if "${" not in str(tree):
         return tree
+    refuse_growth(tree, where)
     from omegaconf import OmegaConf
     from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
@@ -95,6 +98,29 @@ def resolve(group: str, tree: dict[str, Any], where: str, but: Sequence[str]) ->
         hint = "" if isinstance(error, InterpolationToMissingValueError) else f"; {INSIDE}"
         raise ConfigError(f"{place}: {str(error).splitlines()[0]}{hint}") from None
     return resolved
+
+
+def refuse_growth(tree: dict[str, Any], where: str) -> None:
+    """Refuse values that refer to values that refer to others, … into something huge.
+
+    Raises:
+        ConfigError: a bound on how often values are filled in, or on the characters of all, is too large.
+    """
+    whole = str(tree)
+    referred = {re.split(r"[.\[\]]+", found.rstrip("]"))[-1] for found in re.findall(r"\$\{([^{}]*)", whole)}
+    often, largest, stack = whole.count("${"), 1, list[Any]([tree])
+    while stack and often <= MAX_FILLED:
+        node = stack.pop()
+        items = (
+            list(node.items()) if isinstance(node, dict) else list(enumerate(node)) if isinstance(node, list) else []
+        )
+        for key, value in items:
+            if str(key) in referred:
+                text = str(value)
+                often, largest = often * max(1, text.count("${")), max(largest, len(text))
+        stack += [value for _, value in items]
+    if often > MAX_FILLED or often * largest > MAX_CHARACTERS:
+        raise ConfigError(f"{where}: its ${{…}} refer to what refers to more, too often")
 
 
 def root_of(group: str, path: Path) -> Path | None:

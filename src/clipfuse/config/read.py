@@ -8,13 +8,26 @@ import yaml
 
 from clipfuse.errors import ConfigError
 
-MAX_BYTES = 4 << 20
+MAX_BYTES = 1 << 20
 MAX_NODES = 200_000
+MAX_DEPTH = 50
+MAX_NUMBER = 400
+"""Characters of a number: some of YAML's forms take quadratic time, or give one that no float holds."""
 RESOLVER = re.compile(r"\$\{[^{}]*:")
 
 
 class PlainLoader(yaml.SafeLoader):
     """YAML's safe loader, which also refuses repeated keys and reads `1e-5` as a number."""
+
+    def fetch_flow_collection_start(self, TokenClass: type) -> None:
+        if self.flow_level >= MAX_DEPTH:
+            raise yaml.MarkedYAMLError(None, None, f"nested more than {MAX_DEPTH} deep", self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        if node.tag.endswith((":int", ":float")) and len(node.value) > MAX_NUMBER:
+            raise yaml.constructor.ConstructorError(None, None, "a number of many digits", node.start_mark)
+        return super().construct_scalar(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         self.flatten_mapping(node)
@@ -44,13 +57,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
             mapping, or interpolates from outside itself (`${oc.env:…}`), because recipes are published.
     """
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     if len(raw) > MAX_BYTES:
-        raise ConfigError(f"{path}: {len(raw):,} bytes; a configuration takes at most {MAX_BYTES:,}")
+        raise ConfigError(f"{path}: a configuration takes at most {MAX_BYTES:,} bytes")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -66,7 +80,7 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
         raise ConfigError(f"{where}: {spot(error.problem_mark)}{plain_problem(error.problem)}") from None
     except yaml.MarkedYAMLError as error:
         raise ConfigError(f"{where}: {spot(error.problem_mark)}not YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise ConfigError(f"{where}: not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(tree, dict):
         found = "nothing" if tree is None else f"a {type(tree).__name__}"

@@ -43,14 +43,16 @@ def finding(model: type[Config], where: str, found: Mapping[str, Any]) -> str:
     keys = [str(key) for key in found["loc"] if not re.search(r"[\[(]", str(key)) and key not in KINDS]
     place = ".".join([where, *keys])
     if found["type"] == "extra_forbidden":
-        fields = fields_at(model, keys[:-1])
-        return f"{'.'.join([where, *keys[:-1]])}: " + (
-            unknown("key", keys[-1], fields) if fields else f"unknown key {keys[-1]!r}; it takes no settings"
+        *above, last = keys if keys and keys[-1] == found["loc"][-1] else [*keys, str(found["loc"][-1])]
+        fields = fields_at(model, above)
+        return f"{'.'.join([where, *above])}: " + (
+            unknown("key", last, fields) if fields else f"unknown key {last!r}; it takes no settings"
         )
     if found["type"] == "missing":
         return f"{place}: is required"
     if found["type"] == "sequence_str":
-        return f"{place}: takes a list, as in {keys[-1] if keys else where}=[{found['input']}]"
+        given = found["input"] if found["input"].isprintable() and len(found["input"]) < 80 else "…"
+        return f"{place}: takes a list, as in {keys[-1] if keys else where}=[{given}]"
     message = found["msg"].removeprefix("Value error, ")
     if found["type"] == "value_error":
         return f"{place}: {message}"

@@ -1,6 +1,5 @@
 """CLIP's preprocessing with Pillow: shortest side bicubic, centre crop; normalised later, on the device."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clipfuse.checkpoints.json_file import read_json
 from clipfuse.errors import ModelError
 from clipfuse.shapes import Float, UInt8
 
@@ -75,9 +75,9 @@ def read_preprocess(folder: Path) -> Preprocess:
     """
     path = folder / "preprocessor_config.json"
     try:
-        tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        tree: dict[str, Any] = read_json(path)
         size, crop = tree.get("size", 224), tree.get("crop_size", 224)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         raise ModelError(
             f"{path}: no such file, or not JSON; a CLIP folder says there how images are prepared"
         ) from None

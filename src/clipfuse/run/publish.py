@@ -10,6 +10,7 @@ from typing import Any
 
 from clipfuse.checkpoints.card import Publication, model_card
 from clipfuse.checkpoints.hashes import compute_hash
+from clipfuse.checkpoints.locate import is_remote, local_path
 from clipfuse.checkpoints.names import PROJECTION
 from clipfuse.checkpoints.run_file import PRETRAINED
 from clipfuse.checkpoints.writer import check_output, new_folder, write_errors, write_text
@@ -157,17 +158,19 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 
 def base_of(subject: Subject) -> ClipBase:
-    """The base whose text side goes with the merge: its own if it has one. Raises ModelError if it is not known."""
+    """The base whose text side goes with the merge: its own if it has one; of a merge of towers alone, that of its
+    records, or the known one. Raises ModelError if it is not known.
+    """
     if is_full_clip(subject.folder):
         return ClipBase(str(subject.folder), subject.folder)
     member = next((m for m in subject.merged.recipe["pool"] if m["name"] == PRETRAINED), None)
-    if member is None:
-        known = [record.base for record in subject.records]
-        return open_base(known[0] if known else known_base(subject.merged.geometry, str(subject.folder)))
-    ref = reference(member)
-    if ref is None:
+    ref = reference(member) if member else None
+    if ref and (is_remote(ref) or is_full_clip(local_path(ref))):
+        return open_base(ref)
+    if member and ref is None:
         raise ModelError(f"{subject.folder}: a full CLIP needs the base, and the recipe does not say where it is")
-    return open_base(ref)
+    known = [record.base for record in subject.records]
+    return open_base(known[0] if known else known_base(subject.merged.geometry, str(subject.folder)))
 
 
 def publication(repo: str, recipe: Mapping[str, Any], records: Sequence[Record]) -> Publication:
