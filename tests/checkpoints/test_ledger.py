@@ -63,3 +63,18 @@ def test_what_is_no_lock_is_one_line(tmp_path: Path, text: str):
 def test_a_lock_that_is_not_there(tmp_path: Path):
     with pytest.raises(ConfigError, match="no such file"), keep_ledger(tmp_path / "absent"):
         pass
+
+
+def test_every_file_that_is_read_is_in_a_lock(model_folder: Path, tmp_path: Path):
+    """Shards of any name, and the configuration beside a weights file."""
+    index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
+    (model_folder / "model.safetensors").rename(model_folder / "one.safetensors")
+    (model_folder / "two.safetensors").write_bytes((model_folder / "one.safetensors").read_bytes())
+    (model_folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with keep_ledger() as ledger:
+        locate(str(model_folder))
+        locate(str(model_folder / "one.safetensors"))
+    ledger.write(tmp_path)
+    whole, single = json.loads((tmp_path / "clipfuse.lock").read_text())["opened"]
+    assert {"one.safetensors", "two.safetensors", "config.json", "model.safetensors.index.json"} == set(whole["files"])
+    assert {"one.safetensors", "config.json"} == set(single["files"])

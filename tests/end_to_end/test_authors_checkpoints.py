@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import clipfuse
+from clipfuse.checkpoints.checkpoint import from_memory
+from clipfuse.checkpoints.geometry import find_geometry
 from clipfuse.checkpoints.names import PROJECTION, hub_name
 from clipfuse.checkpoints.torch_file import TorchFile
 from clipfuse.cli.main import main
@@ -206,3 +208,15 @@ def test_an_expert_is_added_to_what_was_merged_from_pickles(folder: Path, tmp_pa
     assert set(found.tensors) == set(whole.tensors)
     for key in whole.tensors:
         torch.testing.assert_close(found.tensors[key], whole.tensors[key], rtol=1e-6, atol=1e-7)
+
+
+def test_a_pickle_of_the_real_geometry_comes_back_bit_by_bit(tmp_path: Path, run: Callable[..., str]):
+    """ViT-B/32: pickle → transformers → OpenCLIP, against the state dict that was pickled."""
+    state = {n: v for n, v in random_openclip(768, 12, 32, 7, 512).items() if not n.startswith("transformer.")}
+    save_encoder(state, tmp_path / "finetuned.pt")
+    run("convert", tmp_path / "finetuned.pt", tmp_path / "hf", "--to", "hf")
+    found = from_memory(load_file(tmp_path / "hf/model.safetensors"), "hf").with_projection()
+    wanted = from_memory(state, "state").with_projection()
+    assert set(found) == set(wanted)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert find_geometry(tmp_path / "hf", found).num_attention_heads == HEADS

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPModel, CLIPVisionModelWithProjection
 
@@ -120,3 +120,29 @@ def test_a_full_clip_comes_back_whole(clip: Path, tmp_path: Path):
     assert not info["unexpected_keys"]
     assert model.config.vision_config.hidden_act == "quick_gelu"
     assert (tmp_path / "again/preprocessor_config.json").is_file()
+
+
+def test_what_does_not_fit_is_said_before_anything_is_written(clip: Path, tmp_path: Path):
+    write_random_clip(tmp_path / "other", "smaller")
+    convert(str(clip), tmp_path / "tower", "hf")
+    for to in ("openclip", "clip", "lora"):
+        with pytest.raises(ClipfuseError, match="patch_size is|is .*'s|only"):
+            convert(str(tmp_path / "tower"), tmp_path / "out", to, base=str(tmp_path / "other"))
+    broken = load_file(tmp_path / "tower/model.safetensors")
+    broken["vision_model.encoder.layers.0.mlp.fc1.weight"][0, 0] = torch.nan
+    save_file(broken, tmp_path / "tower/model.safetensors", {"format": "pt"})
+    with pytest.raises(ClipfuseError, match=r"fc1\.weight: it or .* holds NaN"):
+        convert(str(tmp_path / "tower"), tmp_path / "out", "lora", base=str(clip))
+    del broken["vision_model.post_layernorm.bias"]
+    save_file(broken, tmp_path / "tower/model.safetensors", {"format": "pt"})
+    with pytest.raises(ClipfuseError, match=r"no whole vision tower: it lacks post_layernorm\.bias"):
+        convert(str(tmp_path / "tower"), tmp_path / "out", "hf")
+    assert not (tmp_path / "out").exists()
+
+
+def test_text_heads_are_the_configurations(clip: Path, tmp_path: Path):
+    convert(str(clip), tmp_path / "openclip", "openclip")
+    told = json.loads((tmp_path / "openclip/open_clip_config.json").read_text())
+    config = json.loads((clip / "config.json").read_text())
+    assert told["model_cfg"]["text_cfg"]["heads"] == config["text_config"]["num_attention_heads"]
+    assert told["preprocess_cfg"]["mean"] == json.loads((clip / "preprocessor_config.json").read_text())["image_mean"]
