@@ -211,7 +211,7 @@ def test_an_expert_is_added_to_what_was_merged_from_pickles(folder: Path, tmp_pa
 
 
 def test_a_pickle_of_the_real_geometry_comes_back_bit_by_bit(tmp_path: Path, run: Callable[..., str]):
-    """ViT-B/32: pickle → transformers → OpenCLIP, against the state dict that was pickled."""
+    """ViT-B/32: a pickle converted for transformers, against the state dict that was pickled."""
     state = {n: v for n, v in random_openclip(768, 12, 32, 7, 512).items() if not n.startswith("transformer.")}
     save_encoder(state, tmp_path / "finetuned.pt")
     run("convert", tmp_path / "finetuned.pt", tmp_path / "hf", "--to", "hf")
