@@ -31,7 +31,7 @@ from clipfuse.data import ImageSet, blocks, make_ready, open_images, open_split,
 from clipfuse.evaluate import Candidate, evaluate
 from clipfuse.evaluate.forward import automatic_batch
 from clipfuse.heads import Head, zero_shot_heads
-from clipfuse.models.base import ClipBase, open_base
+from clipfuse.models.clip_base import ClipBase, open_base
 from clipfuse.models.encoder import VisionEncoder
 from clipfuse.pool import HuggingFaceClipVisionPool
 from clipfuse.run.models import score_models

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from clipfuse.checkpoints.writer import part_of
 from clipfuse.errors import ModelError
-from clipfuse.models.base import ClipBase
+from clipfuse.models.clip_base import ClipBase
 from clipfuse.models.encoder import Encoder
 from clipfuse.models.text import text_features
 from clipfuse.shapes import Float

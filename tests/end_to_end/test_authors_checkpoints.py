@@ -18,7 +18,7 @@ from clipfuse.checkpoints.names import PROJECTION, hub_name
 from clipfuse.checkpoints.torch_file import TorchFile
 from clipfuse.cli.main import main
 from clipfuse.config.pool_folder import folder_pool
-from clipfuse.models.base import open_base
+from clipfuse.models.clip_base import open_base
 from clipfuse.pool import HuggingFaceClipVisionPool
 from clipfuse.pool.task_vector import TaskVector
 from tests.openclip_reference import image_features, random_openclip

@@ -14,7 +14,7 @@ from clipfuse.checkpoints.geometry import Geometry, read_geometry
 from clipfuse.checkpoints.locate import local_path
 from clipfuse.checkpoints.names import PROJECTION, hub_name
 from clipfuse.errors import ModelError
-from clipfuse.models.base import ClipBase
+from clipfuse.models.clip_base import ClipBase
 from clipfuse.models.full_clip import write_full_clip
 
 BASE = local_path("pkg://clipfuse/tiny/weights/base")

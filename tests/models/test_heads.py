@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoTokenizer
 import clipfuse
 from clipfuse.errors import ModelError
 from clipfuse.heads import Head, joint_head, zero_shot_heads
-from clipfuse.models.base import known_base, open_base
+from clipfuse.models.clip_base import known_base, open_base
 from clipfuse.models.encoder import VisionEncoder
 from clipfuse.run.tasks import get_task
 
@@ -70,7 +70,7 @@ def test_heads_are_kept_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def never(self: object) -> None:
         raise AssertionError("the text tower is not needed")
 
-    monkeypatch.setattr("clipfuse.models.base.ClipBase.text_model", never)
+    monkeypatch.setattr("clipfuse.models.clip_base.ClipBase.text_model", never)
     renamed = signs.model_copy(update={"name": "other name"})
     copy = open_base(str(copy_of_base(tmp_path / "copy")))
     found = zero_shot_heads(copy, [renamed, digits], kept)

@@ -13,8 +13,8 @@ from clipfuse.checkpoints.checkpoint import open_checkpoint
 from clipfuse.checkpoints.geometry import read_geometry
 from clipfuse.data import read_preprocess
 from clipfuse.heads import zero_shot_heads
-from clipfuse.models.base import open_base
 from clipfuse.models.build import build_vision_model
+from clipfuse.models.clip_base import open_base
 from clipfuse.models.encoder import VisionEncoder
 from clipfuse.run.tasks import get_task
 from tests.random_clip import write_random_clip

@@ -53,7 +53,7 @@ from PIL import Image
 from transformers import CLIPModel, CLIPVisionModel, pipeline
 from clipfuse.checkpoints.locate import CLIP, locate
 from clipfuse.heads import make_heads
-from clipfuse.models.base import open_base
+from clipfuse.models.clip_base import open_base
 from clipfuse.models.build import load_image_processor, quiet_transformers
 from clipfuse.tasks import Task
 import clipfuse

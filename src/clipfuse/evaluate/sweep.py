@@ -11,7 +11,7 @@ from clipfuse.evaluate.scoring import Candidate
 from clipfuse.fusion.merged import NO_GEOMETRY
 from clipfuse.fusion.sinks import TensorSink
 from clipfuse.fusion.sweep import Sweep
-from clipfuse.models.base import ClipBase
+from clipfuse.models.clip_base import ClipBase
 from clipfuse.models.encoder import build_encoder
 from clipfuse.shapes import Float
 

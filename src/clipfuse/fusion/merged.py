@@ -23,7 +23,7 @@ from clipfuse.fusion.arrivals import Arrived
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel
 
-    from clipfuse.models.base import ClipBase
+    from clipfuse.models.clip_base import ClipBase
     from clipfuse.models.encoder import VisionEncoder
 
 RECIPE = "clipfuse.json"
@@ -66,7 +66,7 @@ class Merged:
         Raises:
             ModelError: no base is given and the recipe knows none.
         """
-        from clipfuse.models.base import known_base, open_base
+        from clipfuse.models.clip_base import known_base, open_base
         from clipfuse.models.encoder import build_encoder
 
         members = (m for m in self.recipe["pool"] if m["name"] == "_pretrained_" and m.get("path"))

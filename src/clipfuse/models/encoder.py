@@ -12,8 +12,8 @@ from clipfuse.checkpoints.geometry import Geometry
 from clipfuse.checkpoints.hashes import compute_hash
 from clipfuse.checkpoints.names import PROJECTION
 from clipfuse.errors import ModelError
-from clipfuse.models.base import ClipBase
 from clipfuse.models.build import build_vision_model
+from clipfuse.models.clip_base import ClipBase
 from clipfuse.shapes import Float
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from clipfuse.checkpoints.names import ELSEWHERE, hub_name
 from clipfuse.checkpoints.safetensors_file import TensorSpec
 from clipfuse.checkpoints.writer import SafetensorsWriter, write_errors, write_text
 from clipfuse.errors import ModelError
-from clipfuse.models.base import ClipBase
 from clipfuse.models.build import is_full_clip
+from clipfuse.models.clip_base import ClipBase
 
 BUFFER = "embeddings.position_ids"
 """Stored by transformers before 4.31 in both towers; counted from the geometry."""

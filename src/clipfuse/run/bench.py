@@ -13,7 +13,7 @@ from clipfuse.errors import ConfigError, ModelError
 from clipfuse.evaluate import Candidate, Score, ScoreStore, Scoring, evaluate
 from clipfuse.evaluate.workers import find_workers
 from clipfuse.heads import Head, joint_head, zero_shot_heads
-from clipfuse.models.base import ClipBase, open_base
+from clipfuse.models.clip_base import ClipBase, open_base
 from clipfuse.models.encoder import Encoder, VisionEncoder
 from clipfuse.run.config import MeasureConfig
 from clipfuse.run.progress import Stage, silent

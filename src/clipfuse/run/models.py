@@ -19,8 +19,8 @@ from clipfuse.data import Corruption
 from clipfuse.errors import ConfigError, ModelError
 from clipfuse.evaluate import Candidate, Record, Score
 from clipfuse.fusion.merged import read_recipe
-from clipfuse.models.base import ClipBase, known_base, open_base
 from clipfuse.models.build import is_full_clip
+from clipfuse.models.clip_base import ClipBase, known_base, open_base
 from clipfuse.models.encoder import VisionEncoder, build_encoder, check_fits, identity_of_files
 from clipfuse.pool import PRETRAINED
 from clipfuse.pool.clip_vision import locate_all

@@ -23,7 +23,7 @@ from clipfuse.fusion.engine import check_chain
 from clipfuse.fusion.loading import load_plugins
 from clipfuse.fusion.merge import as_dtype, look_at, merge_device
 from clipfuse.fusion.sweep import sweep
-from clipfuse.models.base import known_base
+from clipfuse.models.clip_base import known_base
 from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
 from clipfuse.report import Table, results_tables
 from clipfuse.report.write import write_report

@@ -20,8 +20,8 @@ from clipfuse.evaluate.record import read_records, same, write_records
 from clipfuse.fusion.loading import load_installed
 from clipfuse.fusion.merged import RECIPE, STATE, Merged, load, write_description
 from clipfuse.fusion.registry import TABLES
-from clipfuse.models.base import ClipBase, known_base, open_base
 from clipfuse.models.build import is_full_clip
+from clipfuse.models.clip_base import ClipBase, known_base, open_base
 from clipfuse.models.full_clip import write_full_clip
 from clipfuse.report.card_results import evaluate_words, hub_datasets, model_index, results_markdown
 from clipfuse.run.provenance import licences, places, published_recipe, published_record, reference, with_hashes

@@ -12,7 +12,7 @@ from clipfuse.checkpoints.locate import Located
 from clipfuse.checkpoints.lora import is_adapter
 from clipfuse.checkpoints.names import PROJECTION, hub_name
 from clipfuse.errors import ModelError
-from clipfuse.models.base import ClipBase, open_base
+from clipfuse.models.clip_base import ClipBase, open_base
 from clipfuse.models.encoder import check_fits
 from clipfuse.models.tower import Tower, open_tower
 from clipfuse.run.models import base_of, tower_of
