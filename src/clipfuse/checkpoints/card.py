@@ -21,6 +21,11 @@ SEEN = {
 }
 """What a recipe's `uses` mean, in words."""
 
+LINEARISED = (
+    " It is linearised: its features are the first-order expansion around the base's weights, which clipfuse computes; "
+    "transformers alone would run it as a non-linear model, with other features."
+)
+
 TRANSDUCTIVE = (
     "**Transductive: the method saw the test images. Its accuracy on them is not what it would be on images that it "
     "has not seen.**"
@@ -77,7 +82,7 @@ def front_matter(recipe: Mapping[str, Any], publication: Publication | None = No
     paths = [member["path"] for member in base_first(recipe["pool"]) if is_on_hub(member.get("path"))]
     parents = list(dict.fromkeys(hub_id(path) for path in paths if "://" not in path))  # Hugging Face's
     facts: dict[str, Any] = {
-        "library_name": "transformers",
+        "library_name": "clipfuse" if recipe.get("linearised") else "transformers",
         "pipeline_tag": "zero-shot-image-classification",
         "tags": ["merge", "clipfuse"],
     }
@@ -100,6 +105,7 @@ def opening(recipe: Mapping[str, Any], publication: Publication | None) -> str:
     base = "".join(f" of the base {place(member)}" for member in recipe["pool"] if member["name"] == PRETRAINED)
     there = "and in this repository" if publication and publication.full else "and not in here"
     more = " The visual projection was merged, too, and is in here." if publication and publication.projection else ""
+    more += LINEARISED if recipe.get("linearised") else ""
     return (
         f"# {title}\n\n"
         f"One CLIP vision encoder, merged by `{chain(recipe)}` from {count}{base} with clipfuse "
@@ -160,11 +166,14 @@ def licences_section(licences: Mapping[str, str | None]) -> str:
 def loading(recipe: Mapping[str, Any], publication: Publication | None) -> str:
     where = publication.repo if publication else "this/folder"
     lines = ["from transformers import CLIPVisionModel", "", f'model = CLIPVisionModel.from_pretrained("{where}")']
-    if publication and publication.full:
+    if recipe.get("linearised"):
+        lines = ["import clipfuse", "", 'encoder = clipfuse.load("this/folder").encoder()']
+        lines += [f"# the folder is that of: hf download {where} --local-dir this/folder"] if publication else []
+    elif publication and publication.full:
         lines += ["", "from transformers import pipeline", ""]
         lines += [f'classify = pipeline("zero-shot-image-classification", model="{where}")']
         lines += ['classify("cat.png", candidate_labels=["cat", "dog"], hypothesis_template="a photo of a {}.")']
-    if publication is None:
+    elif publication is None:
         lines += ["", "import clipfuse", "", f'merged = clipfuse.load("{where}")']
     own = next((m for m in recipe["pool"] if m["name"] == PRETRAINED and m.get("local")), None)
     base = f" base=./{own['local']}" if own and not (publication and publication.full) else ""

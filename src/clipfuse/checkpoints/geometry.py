@@ -5,7 +5,7 @@ from math import isqrt
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from clipfuse.checkpoints.checkpoint import Checkpoint
 from clipfuse.checkpoints.json_file import read_json
@@ -41,12 +41,20 @@ class Geometry(BaseModel):
     """Added to the variance in LayerNorms."""
     projection_dim: Count = 512
     """Width of the space shared with text, features."""
+    linearised: bool = False
+    """Whether features are the first-order expansion around the base's weights."""
 
     def __str__(self) -> str:
+        kind = ", linearised" if self.linearised else ""
         return (
             f"{self.num_hidden_layers} layers × {self.hidden_size}, {self.num_attention_heads} heads, "
-            f"patch {self.patch_size}, {self.image_size} px, {self.hidden_act}"
+            f"patch {self.patch_size}, {self.image_size} px, {self.hidden_act}{kind}"
         )
+
+    @model_serializer(mode="wrap")
+    def without_what_is_rare(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """`linearised` only where it is so: it is no key of transformers."""
+        return {key: value for key, value in handler(self).items() if value or key != "linearised"}
 
     def to_config(self, with_projection: bool = False) -> dict[str, Any]:
         """The `config.json` of a CLIPVisionModel with this geometry, or of one with a projection."""
@@ -160,6 +168,11 @@ def geometry_of_shapes(checkpoint: Checkpoint, told: Mapping[str, Any]) -> Geome
 def misfit_of_heads(geometry: Geometry) -> str | None:
     width, heads = geometry.hidden_size, geometry.num_attention_heads
     return f"{width} features do not divide into {heads} heads" if width % heads else None
+
+
+def is_linearised(at: Path) -> bool:
+    """Whether the config.json of a folder, or beside a file, says that it is of a linearised model; raises as below."""
+    return ((at if at.is_dir() else at.parent) / "config.json").is_file() and read_geometry(at).linearised
 
 
 def read_geometry(folder: Path) -> Geometry:

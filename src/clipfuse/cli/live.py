@@ -26,13 +26,14 @@ def live(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
         with silent(title, total, unit) as told:
             yield told
         return
-    if not title.startswith("evaluate"):
+    scoring = title.startswith("evaluate")
+    if not scoring and not title.startswith("fine-tune"):
         with bar(title, total, unit) as told:
             yield told
         return
     keep_large_blocks()
     try:
-        with (board_of if sys.stderr.isatty() else bar)(title, total, unit) as told:
+        with (board_of if scoring and sys.stderr.isatty() else bar)(title, total, unit) as told:
             yield told
     finally:
         give_back_large_blocks()

@@ -17,6 +17,7 @@ from clipfuse.cli import (
     convert,
     evaluate,
     fetch,
+    finetune,
     ls,
     merge,
     publish,
@@ -37,7 +38,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (quickstart, run, merge, add, evaluate, compare, audit, convert, publish, fetch, ls, show, check, cache):
+for verb in (
+    quickstart,
+    run,
+    merge,
+    add,
+    evaluate,
+    compare,
+    audit,
+    finetune,
+    convert,
+    publish,
+    fetch,
+    ls,
+    show,
+    check,
+    cache,
+):
     app.command(name=verb.__name__.rsplit(".", 1)[-1])(verb.command)
 
 

@@ -92,8 +92,8 @@ def options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]
     return wrap
 
 
-def tree_of(words: Sequence[str] | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree that words and options mean; FusionBench's words are told on standard error.
+def tree_of(words: Sequence[str] | None, given: Mapping[str, Any], group: str = "run") -> dict[str, Any]:
+    """The tree that words and options mean, over a file of a group; FusionBench's words are told on standard error.
 
     Raises:
         ConfigError: more than one file, unknown presets, keys that lead nowhere.
@@ -102,7 +102,7 @@ def tree_of(words: Sequence[str] | None, given: Mapping[str, Any]) -> dict[str, 
     files = [word for word in words if "=" not in word and not word.startswith("~")]
     if len(files) > 1:
         raise ConfigError(f"{files[1]!r}: one FILE.yaml is taken; everything else has the form key=value")
-    tree = load_preset("run", files[0]) if files else {}
+    tree = load_preset(group, files[0]) if files else {}
     tree = apply_overrides(tree, [word for word in words if word not in files])
     tree, notes = translate(tree)
     for note in notes:
@@ -198,12 +198,18 @@ def print_json(data: Any) -> None:
 
 @contextmanager
 def bar(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
-    """A progress bar on a terminal, nothing elsewhere."""
+    """A progress bar on a terminal, nothing elsewhere; words that it is told stand behind it."""
     from tqdm import tqdm
 
     shown = {"unit": unit, "unit_scale": unit == "B", "unit_divisor": 1024, "leave": False}
     with tqdm(total=total, desc=title, disable=not sys.stderr.isatty(), file=sys.stderr, **shown) as progress:
-        yield lambda count, on=None: (progress.update(count), None)[1]
+
+        def told(count: int, on: Any = None) -> None:
+            if isinstance(on, str):
+                progress.set_postfix_str(on, refresh=False)
+            progress.update(count)
+
+        yield told
 
 
 def megabytes(count: int | None) -> str:

@@ -1,6 +1,6 @@
 """Finding and composing presets: shipped groups, the user's `./config`, and plain files.
 
-A group is a folder of YAML files (`modelpool`, `taskpool`, `method`, `run`). A file with a `defaults:` list is
+A group is a folder of YAML files (`modelpool`, `taskpool`, `method`, `recipe`, `run`). A file with a `defaults:` list is
 composed by Hydra's Compose API, or by a table where it names FusionBench's groups and they are not there; nothing is
 ever instantiated from it.
 """
@@ -22,7 +22,7 @@ from clipfuse.errors import ConfigError, unknown
 SHIPPED = Path(__file__).parent / "presets"
 INSIDE = "a file may interpolate only inside itself"
 MAX_FILLED, MAX_CHARACTERS = 10_000, 64 << 20
-GROUPS = ("modelpool", "taskpool", "method", "run")
+GROUPS = ("modelpool", "taskpool", "method", "recipe", "run")
 
 PATH = "a path to a YAML file will do as well ({group}=./my.yaml)"
 ALSO = {

@@ -1,4 +1,7 @@
-"""Evaluating many values of λ with one working copy: base, Δ and the copy, whatever the number of values."""
+"""Evaluating many values of λ with one working copy: base, Δ and the copy, whatever the number of values.
+
+Of linearised models the copy is θ0 and τ, of which τ is set: one model's size more.
+"""
 
 from collections.abc import Mapping
 
@@ -9,10 +12,11 @@ from clipfuse.checkpoints.names import PROJECTION, canonical_names
 from clipfuse.errors import ModelError
 from clipfuse.evaluate.scoring import Candidate
 from clipfuse.fusion.merged import NO_GEOMETRY
-from clipfuse.fusion.sinks import TensorSink
+from clipfuse.fusion.sinks import Sink, TensorSink
 from clipfuse.fusion.sweep import Sweep
 from clipfuse.models.clip_base import ClipBase
-from clipfuse.models.encoder import build_encoder
+from clipfuse.models.encoder import VisionEncoder, build_encoder
+from clipfuse.models.linearised import LinearisedTower
 from clipfuse.shapes import Float
 
 
@@ -24,10 +28,9 @@ class WorkingCopy:
         if pool.geometry is None:
             raise ModelError(NO_GEOMETRY)
         self.sweep = sweep
-        self.encoder = build_encoder(pool.lead, pool.geometry, base).to(device, torch.float32)
-        stored = self.encoder.vision.state_dict()
-        places = {name: stored[place] for name, place in canonical_names(stored, "the model").items()}
-        self.sink = TensorSink(places | ({PROJECTION: self.encoder.projection} if PROJECTION in pool.lead else {}))
+        self.encoder = build_encoder(pool.lead, pool.geometry, base, whole=True).to(device, torch.float32)
+        own = {PROJECTION: self.encoder.projection} if PROJECTION in pool.lead else {}
+        self.sink = sink_of(self.encoder, own)
         self.value: float | None = None
 
     def set(self, value: float) -> None:
@@ -36,6 +39,29 @@ class WorkingCopy:
             self.value = None
             self.sweep.write(value, self.sink)
             self.value = value
+
+
+def sink_of(encoder: VisionEncoder, own: dict[str, Tensor]) -> Sink:
+    """What makes written weights those of an encoder's tower; other parameters are `own`."""
+    if isinstance(encoder.vision, LinearisedTower):
+        return DifferenceSink(encoder.vision, own)
+    stored = encoder.vision.state_dict()
+    return TensorSink({name: stored[place] for name, place in canonical_names(stored, "the model").items()} | own)
+
+
+class DifferenceSink:
+    """Takes weights θ and keeps τ = θ − θ0 of a linearised tower."""
+
+    def __init__(self, tower: LinearisedTower, own: dict[str, Tensor]):
+        deltas = {name: delta.detach() for name, delta in tower.deltas.items()}
+        self.sink, self.origin = TensorSink(deltas | own), tower.origin
+
+    def write(self, name: str, values: Tensor, start: int = 0) -> None:
+        """Write θ of a parameter's elements from `start` on."""
+        if name in self.origin:
+            before = self.origin[name].view(-1)[start : start + values.numel()]
+            values = values.reshape(-1).to(before) - before
+        self.sink.write(name, values, start)
 
 
 class SweepEncoder:

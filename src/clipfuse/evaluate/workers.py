@@ -59,16 +59,12 @@ def find_workers(device: str = "auto", environ: Callable[[str], str | None] = os
         environ: Looks up a variable of the environment.
 
     Raises:
-        ConfigError: there are several and accelerate is not installed, or they are all to use one device.
+        ConfigError: there are several and they are all to use one device.
     """
     if int(environ("WORLD_SIZE") or 1) == 1:
         return Workers()
-    try:
-        from accelerate import PartialState
-    except ImportError:
-        raise ConfigError(
-            "several processes (WORLD_SIZE) need accelerate: pip install 'clipfuse[distributed]'"
-        ) from None
+    from accelerate import PartialState
+
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(
             f"device: several processes take auto, cuda or cpu, and share what is there (found {device!r})"

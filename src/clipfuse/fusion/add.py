@@ -20,6 +20,7 @@ from clipfuse.fusion.merge import finished, look_at
 from clipfuse.fusion.merged import STATE, Merged, load
 from clipfuse.fusion.registry import METHODS
 from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool, ModelPool, PoolView, is_special, pool_from_memory
+from clipfuse.pool.kinds import all_linearised
 from clipfuse.pool.task_vector import TaskVector
 from clipfuse.pool.view import Progress
 
@@ -53,7 +54,8 @@ def add(
 
     Raises:
         ConfigError: the method is not continual, or a finish looks at all experts.
-        PoolError: no state to go on from, an expert that is merged already or of another geometry, another base.
+        PoolError: no state to go on from, an expert that is merged already, of another geometry or forward pass, or
+            another base.
         CheckpointError, LocateError, OutputError: as `merge`.
     """
     found = result if isinstance(result, Merged) else load(locate(str(result), (*VISION, STATE)).folder)
@@ -103,7 +105,10 @@ def pool_to_add(found: Merged, state: Arrived, name: str, expert: Model, base: M
     """The base and the new expert; in its recipe the experts that are merged already too."""
     new = opened(name, expert)
     theta = opened("base", base).experts["base"] if base is not None else state.base or recipe_base(found, where)
-    known = {PRETRAINED: found.geometry, name: new.geometry}
+    both = {where: found.geometry, name: new.geometry}
+    all_linearised(both, {key: geometry for key, geometry in both.items() if geometry})
+    of_base = found.geometry and found.geometry.model_copy(update={"linearised": False})
+    known = {PRETRAINED: of_base, name: new.geometry}
     members = [*found.recipe["pool"], *new.members]
     geometries = {key: geometry for key, geometry in known.items() if geometry}
     pool = ModelPool(theta, {name: new.experts[name]}, geometries, members)

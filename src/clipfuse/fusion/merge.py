@@ -192,7 +192,9 @@ def make_recipe(prepared: Prepared, specs: Mapping[str, TensorSpec], measured: M
     }
     arrived = prepared.arrived
     measured = add_up([arrived.tally, Counter(measured)]) if arrived else measured
+    geometry = prepared.pool.geometry
     extra = {
+        "linearised": geometry is not None and geometry.linearised,
         "plugins": [asdict(origin) for origin in prepared.chain.origins],
         "arrivals": arrived and arrived.to_tree(),
         "measured": dict(sorted(measured.items())),

@@ -50,7 +50,11 @@ class Merged:
         return {hub_name(name): tensor for name, tensor in self.tensors.items()}
 
     def load_model(self, dtype: "torch.dtype | None" = None) -> "CLIPVisionModel":
-        """A transformers `CLIPVisionModel`, float32 unless `dtype` is given. Raises ModelError without a geometry."""
+        """A transformers `CLIPVisionModel`, float32 unless `dtype` is given.
+
+        Raises:
+            ModelError: no geometry, or a linearised model: a CLIPVisionModel has another forward pass.
+        """
         from clipfuse.models.build import build_vision_model
 
         return build_vision_model(self.tensors, self.known_geometry, dtype)

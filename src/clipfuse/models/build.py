@@ -28,9 +28,15 @@ def build_vision_model(
     A projection among the weights is no part of it.
 
     Raises:
-        ModelError: weights and geometry do not fit.
+        ModelError: weights and geometry do not fit, or a linearised model, which is none.
     """
     from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    if geometry.linearised:
+        raise ModelError(
+            f"{getattr(weights, 'source', 'the model')}: is linearised, a CLIPVisionModel has another forward pass; "
+            "clipfuse evaluate, and .encoder() of a merge, have the right one"
+        )
 
     config = CLIPVisionConfig(**geometry.model_dump())
     try:

@@ -14,6 +14,7 @@ from clipfuse.checkpoints.names import PROJECTION
 from clipfuse.errors import ModelError
 from clipfuse.models.build import build_vision_model
 from clipfuse.models.clip_base import ClipBase
+from clipfuse.models.linearised import LinearisedTower
 from clipfuse.shapes import Float
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class VisionEncoder:
 
     needs_task_id = False
 
-    def __init__(self, vision: "CLIPVisionModel", base: ClipBase, projection: Tensor | None = None):
+    def __init__(self, vision: "CLIPVisionModel | LinearisedTower", base: ClipBase, projection: Tensor | None = None):
         self.vision = vision
         self.projection = base.projection if projection is None else projection
         self.base = base.identity
@@ -61,14 +62,16 @@ class VisionEncoder:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the tower's parameters."""
+        """Bytes of the tower's parameters; of a linearised one, of θ0 and τ."""
         return sum(parameter.nbytes for parameter in self.vision.parameters())
 
     @property
     def widest(self) -> int:
-        """That of the MLPs: tokens × intermediate size × 4 bytes."""
+        """That of the MLPs: tokens × intermediate size × 4 bytes; linearised, or of eager attention: heads × tokens²."""
         geometry = Geometry.model_validate(self.vision.config.to_dict())
-        return 4 * ((geometry.image_size // geometry.patch_size) ** 2 + 1) * geometry.intermediate_size
+        tokens = (geometry.image_size // geometry.patch_size) ** 2 + 1
+        attention = geometry.num_attention_heads * tokens if geometry.linearised else 0
+        return 4 * tokens * max(geometry.intermediate_size, attention)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "VisionEncoder":
         """Move the tower (in place) and return the encoder."""
@@ -96,15 +99,49 @@ def check_fits(geometry: Geometry, base: ClipBase, model: str = "the model") -> 
     for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size"):
         if (mine := vars(geometry)[name]) != (its := vars(base.geometry)[name]):
             raise ModelError(f"{model} does not belong to {base.ref}: {name} is {mine}, the base's {its}")
+    if base.geometry.linearised:
+        raise ModelError(f"{base.ref}: is linearised; a base is what models are expanded around")
+    if geometry.linearised and geometry.hidden_act != base.geometry.hidden_act:
+        mine, its = geometry.hidden_act, base.geometry.hidden_act
+        raise ModelError(f"{model} is no expansion of {base.ref}: its activation is {mine}, the base's {its}")
 
 
-def build_encoder(weights: Mapping[str, Tensor], geometry: Geometry, base: ClipBase) -> VisionEncoder:
-    """An encoder with a copy of `weights` (by canonical name, maybe with a projection) on a base. Raises ModelError."""
+def build_encoder(
+    weights: Mapping[str, Tensor], geometry: Geometry, base: ClipBase, whole: bool = False
+) -> VisionEncoder:
+    """An encoder with a copy of `weights` (by canonical name, maybe with a projection) on a base.
+
+    That of a linearised model is expanded around the base's weights in the parameters that differ from them, in all if
+    `whole`.
+
+    Raises:
+        ModelError: they do not belong to the base, or a base that is linearised itself.
+    """
     projection = weights[PROJECTION].float().clone() if PROJECTION in weights else None
     if projection is not None and projection.shape != base.projection.shape:
         mine, its = tuple(projection.shape), tuple(base.projection.shape)
         raise ModelError(f"the model does not belong to {base.ref}: its projection is {mine}, the base's {its}")
+    if geometry.linearised:
+        return VisionEncoder(expanded(weights, geometry, base, whole), base, projection)
     return VisionEncoder(build_vision_model(weights, geometry), base, projection)
+
+
+def expanded(weights: Mapping[str, Tensor], geometry: Geometry, base: ClipBase, whole: bool) -> LinearisedTower:
+    """The tower of `build_encoder` for a linearised model."""
+    check_fits(geometry, base)
+    origin = base.checkpoint
+    if odd := sorted(origin.keys() ^ (weights.keys() - {PROJECTION})):
+        raise ModelError(f"the model does not belong to {base.ref}: {odd[0]!r} is in one of them only")
+    tower = build_vision_model(origin, base.geometry)
+    deltas: dict[str, Tensor] = {}
+    for name in origin:
+        if (mine := weights[name]).shape != (its := origin[name]).shape:
+            found, wanted = tuple(mine.shape), tuple(its.shape)
+            raise ModelError(f"the model does not belong to {base.ref}: {name} is {found}, the base's {wanted}")
+        delta = mine.float() - its.float()
+        if whole or delta.any():
+            deltas[name] = delta
+    return LinearisedTower(tower, deltas)
 
 
 def identity_of_files(checkpoint: Checkpoint, geometry: Geometry, base: ClipBase) -> str:

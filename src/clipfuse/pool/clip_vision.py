@@ -10,12 +10,13 @@ from clipfuse.checkpoints.applied import applied
 from clipfuse.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from clipfuse.checkpoints.geometry import Geometry, find_geometry
 from clipfuse.checkpoints.hashes import known_hash
-from clipfuse.checkpoints.locate import ADAPTER, CLIP, VISION, Located, OutOfReachError, is_remote, locate
+from clipfuse.checkpoints.locate import CLIP, VISION, Located, OutOfReachError, is_remote, locate
 from clipfuse.checkpoints.lora import other_base
 from clipfuse.config import parse
 from clipfuse.config.fusionbench import translate
 from clipfuse.errors import CheckpointError, LocateError, PoolError, unknown
 from clipfuse.pool.config import Member, PoolConfig
+from clipfuse.pool.kinds import check_kind
 from clipfuse.pool.leaf import Leaf
 from clipfuse.pool.model_pool import PRETRAINED, ModelPool, is_special
 from clipfuse.pool.task_vector import TaskVector
@@ -153,6 +154,7 @@ class HuggingFaceClipVisionPool:
 
         Raises:
             PoolError: an unknown name.
+            ModelError: a linearised model.
         """
         from clipfuse.models.build import build_vision_model
 
@@ -215,15 +217,6 @@ class HuggingFaceClipVisionPool:
         from clipfuse.models.build import save_vision_model
 
         save_vision_model(model, Path(path), overwrite)
-
-
-def check_kind(member: Member, folder: Path) -> None:
-    """Raises PoolError for a model that is of another kind than its pool says, or that no rule takes."""
-    if member.kind == "linearised":
-        raise PoolError(f"{member.name}: kind: linearised models have a forward pass of their own; rules merge weights")
-    found = "lora" if (folder / ADAPTER).is_file() else "full"
-    if member.kind not in (None, found):
-        raise PoolError(f"{member.name}: kind is {member.kind} in the pool, its files are {found}")
 
 
 def locate_all(paths: Mapping[str, str], needs: Sequence[str] = VISION) -> dict[str, Located]:

@@ -10,6 +10,7 @@ from clipfuse.checkpoints.checkpoint import Checkpoint, common_dtype, from_memor
 from clipfuse.checkpoints.geometry import Geometry, misfit
 from clipfuse.checkpoints.safetensors_file import TensorSpec
 from clipfuse.errors import PoolError
+from clipfuse.pool.kinds import all_linearised
 from clipfuse.pool.leaf import Leaf
 from clipfuse.pool.projections import with_projections
 from clipfuse.pool.room import Room
@@ -27,10 +28,11 @@ class ModelPool:
     """A base (or None) and named experts with the same parameters; iterating yields whole leaves, sorted by name.
 
     `warnings` names what is allowed but worth knowing (mixed dtypes); `geometry` is the base's or first expert's,
-    if `geometries` (by name, as far as known) has it; `members` describes each model for the recipe.
+    if `geometries` (by name, as far as known) has it, linearised where the experts are; `members` describes each model
+    for the recipe.
 
     Raises:
-        PoolError: no experts, or a model whose names, shapes or geometry differ.
+        PoolError: no experts, or a model whose names, shapes, geometry or forward pass differ.
     """
 
     def __init__(
@@ -67,11 +69,14 @@ class ModelPool:
             raise PoolError(f"{task}: {who} ({len(odd)} parameters differ)")
 
     def common_geometry(self, geometries: Mapping[str, Geometry]) -> Geometry | None:
-        """The geometry that all known ones agree with, and the tensors with it; None if none is known."""
+        """The geometry of the merge: what all known ones agree with, and the tensors; None if none is known."""
+        linearised = all_linearised(self.tasks, geometries)
         first = PRETRAINED if PRETRAINED in geometries else next(iter(geometries), None)
         if first is None:
             return None
         lead, shapes = geometries[first], {name: spec.shape for name, spec in self.specs.items()}
+        if first == PRETRAINED and lead.linearised:
+            raise PoolError(f"{first}: is linearised; a base is what models are expanded around")
         for name, found in geometries.items():
             for key in ("num_attention_heads", "patch_size", "image_size", "layer_norm_eps"):
                 if vars(found)[key] != vars(lead)[key]:
@@ -82,7 +87,7 @@ class ModelPool:
                 raise PoolError(f"{name}: weights and config.json do not fit: {wrong}")
             if found.hidden_act != lead.hidden_act:
                 self.warnings.append(f"{name}: activation {found.hidden_act}, {first}'s {lead.hidden_act}")
-        return lead
+        return lead.model_copy(update={"linearised": linearised})
 
     def mixed_dtypes(self) -> list[str]:
         models = ([(PRETRAINED, self.base)] if self.base else []) + list(self.experts.items())
@@ -189,7 +194,9 @@ def pool_from_memory(models: Mapping[str, nn.Module | Mapping[str, Any] | TaskVe
 
 
 def geometry_of(model: Any) -> Geometry | None:
-    """The geometry of a transformers module, if it carries a configuration."""
+    """The geometry of a task vector, or of a transformers module that carries a configuration; None if not known."""
+    if isinstance(model, TaskVector):
+        return model.geometry
     config = getattr(model, "config", None)
     if config is None or not hasattr(config, "to_dict"):
         return None

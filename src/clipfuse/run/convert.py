@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipfuse.checkpoints.geometry import is_linearised
 from clipfuse.checkpoints.layouts import Places
 from clipfuse.checkpoints.locate import locate
 from clipfuse.checkpoints.names import PREFIX, PROJECTION, hub_name
 from clipfuse.checkpoints.safetensors_file import TensorSpec
 from clipfuse.checkpoints.writer import SafetensorsWriter, check_output, new_folder, write_text
+from clipfuse.errors import ModelError
 from clipfuse.models.build import is_full_clip
 from clipfuse.models.full_clip import write_full_clip
 from clipfuse.pool.projections import equal
@@ -52,6 +54,8 @@ def convert(
     out = Path(out)
     check_output(out, overwrite)
     source = Source(locate(ref), base)
+    if to != "hf" and is_linearised(source.at.folder):
+        raise ModelError(f"{ref}: is linearised, which the format {to} cannot say; hf can")
     check_output(out, overwrite, source.checkpoint.files)
     with stage(f"write {to}", source.checkpoint.nbytes, "B") as told, new_folder(out, overwrite) as folder:
         facts = WRITERS[to](source, folder, dtype, told, rank)

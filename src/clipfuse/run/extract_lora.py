@@ -1,6 +1,5 @@
 """An expert as a LoRA: its task vector's matrices cut to a rank, and what that costs."""
 
-import json
 from collections.abc import Callable, Mapping
 from math import isfinite
 from pathlib import Path
@@ -9,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipfuse.checkpoints.adapter_files import factor_names, write_adapter_config
 from clipfuse.checkpoints.checkpoint import Checkpoint
+from clipfuse.checkpoints.lora_config import PLAIN
 from clipfuse.checkpoints.safetensors_file import TensorSpec
-from clipfuse.checkpoints.writer import SafetensorsWriter, write_text
+from clipfuse.checkpoints.writer import SafetensorsWriter
 from clipfuse.errors import ConfigError, ModelError
 from clipfuse.stats.spectra import leading
 
@@ -52,12 +53,12 @@ def extract(
     specs: dict[str, TensorSpec] = {}
     for name in linear:
         rows, columns = base.spec(name).shape
-        down, up = factor_names(name)
+        down, up = factor_names(name.removesuffix(".weight"))
         specs[down] = TensorSpec((rank, columns), dtype or torch.float32)
         specs[up] = TensorSpec((rows, rank), dtype or torch.float32)
     whole = lost = of_matrices = 0.0
     worst = (0.0, "")
-    with SafetensorsWriter(folder / "adapter_model.safetensors", specs) as writer:
+    with SafetensorsWriter(folder / PLAIN[0], specs) as writer:
         for name in sorted(base):
             delta = expert[name].float() - base[name].float()
             square = float(delta.double().square().sum())
@@ -67,7 +68,7 @@ def extract(
             missing = square
             if name in linear:
                 a, b = factors(delta, rank)
-                down, up = factor_names(name)
+                down, up = factor_names(name.removesuffix(".weight"))
                 a, b = a.to(specs[down].dtype), b.to(specs[up].dtype)
                 writer.write(down, a)
                 writer.write(up, b)
@@ -80,19 +81,8 @@ def extract(
             told(base.spec(name).nbytes)
     if not whole:
         raise ModelError(f"{expert.source}: equals {base_ref}: there is no difference to write")
-    config = {
-        "peft_type": "LORA",
-        "base_model_name_or_path": base_ref,
-        "r": rank,
-        "lora_alpha": rank,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "target_modules": sorted({name.split(".", 3)[3].rsplit(".", 1)[0].rsplit(".", 1)[-1] for name in linear}),
-        "task_type": None,
-    }
-    write_text(folder / "adapter_config.json", json.dumps(config, indent=2) + "\n")
+    targets = {name.split(".", 3)[3].rsplit(".", 1)[0].rsplit(".", 1)[-1] for name in linear}
+    write_adapter_config(folder, rank, rank, 0.0, targets, base_ref)
     matrices = whole - (lost - of_matrices)
     return {
         "rank": rank,
@@ -101,12 +91,6 @@ def extract(
         "worst": worst[1],
         "error_of_worst": worst[0],
     }
-
-
-def factor_names(name: str) -> tuple[str, str]:
-    """What an adapter calls A and B of a weight: as peft on a tower of transformers ≥ 5.6, or on its inner model."""
-    stem = f"base_model.model.{name.removesuffix('.weight')}"
-    return f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"
 
 
 def factors(delta: Tensor, rank: int) -> tuple[Tensor, Tensor]:

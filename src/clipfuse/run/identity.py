@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clipfuse.checkpoints.applied import applied
 from clipfuse.checkpoints.checkpoint import Checkpoint, common_dtype, open_checkpoint, open_files, weights_file
-from clipfuse.checkpoints.geometry import Geometry, find_geometry
+from clipfuse.checkpoints.geometry import Geometry, find_geometry, is_linearised
 from clipfuse.checkpoints.hashes import compute_hash, known_hash
 from clipfuse.checkpoints.locate import Located, locate
 from clipfuse.checkpoints.lora import is_adapter, other_base, zero_factors
@@ -103,7 +103,10 @@ def describe(ref: str, deep: bool = False, base: str | None = None, stage: Stage
 
 def family(at: Located) -> str:
     """Who wrote a model, from the structure of its names."""
-    if (at.folder / "clipfuse.json").is_file():
+    merged = (at.folder / "clipfuse.json").is_file()
+    if not is_adapter(at.folder) and is_linearised(at.folder):
+        return f"linearised (NTK) vision tower{', merged by clipfuse' if merged else ''}"
+    if merged:
         return "merged by clipfuse"
     if is_adapter(at.folder):
         linear = (at.folder / "linearized_adapter_model.safetensors").is_file()
@@ -192,7 +195,7 @@ def activation_warning(weights: Mapping[str, Tensor], geometry: Geometry, assume
 
     @torch.no_grad()
     def features(values: Mapping[str, Tensor], activation: str) -> Tensor:
-        model = build_vision_model(values, geometry.model_copy(update={"hidden_act": activation}))
+        model = build_vision_model(values, geometry.model_copy(update={"hidden_act": activation, "linearised": False}))
         return model(pixel_values=pixels).pooler_output[0]
 
     own, its = geometry.hidden_act, base.geometry.hidden_act

@@ -157,7 +157,8 @@ def candidate(name: str, at: Located, base: ClipBase) -> Candidate:
         return build_encoder(checkpoint.with_projection(), geometry, base)
 
     size = sum(checkpoint.spec(n).numel for n in checkpoint)
-    return Candidate(name, load, 4 * size, size, identity=lambda: identity_of_files(checkpoint, geometry, base))
+    memory = 4 * size * (2 if geometry.linearised else 1)
+    return Candidate(name, load, memory, size, identity=lambda: identity_of_files(checkpoint, geometry, base))
 
 
 def origin(at: Located, name: str, bench: Bench) -> Mapping[str, Any]:

@@ -91,6 +91,8 @@ def prepare(
     check_output(Path(out), overwrite, [subject.folder / WEIGHTS])
     source, merged = subject.folder, subject.merged
     whole = clip or is_full_clip(source)
+    if whole and merged.known_geometry.linearised:
+        raise ModelError(f"{source}: is linearised, which a full CLIP cannot be; publish it without --clip")
     since = (source / RECIPE).stat().st_mtime
     pool = with_hashes(merged.recipe["pool"], subject.records, since)
     names = places({**merged.recipe, "pool": pool}, subject.records)

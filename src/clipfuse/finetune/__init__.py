@@ -1,0 +1,1 @@
+"""Fine-tuning of vision encoders: experts from a base."""
