@@ -14,6 +14,8 @@ from clipfuse.run.finetune_config import finetune_config
 SETTINGS = finetune_config({"task": "gtsrb", "limit": 26640, "max_grad_norm": 1.5}).settings()
 """A recipe's, all of them."""
 
+BEFORE = {"before": ["sun397", "dtd"], "sha256": "57a7" * 16}
+
 FACTS: dict[str, Any] = {
     "schema": 1,
     "clipfuse": "0.1.0",
@@ -41,10 +43,11 @@ FACTS: dict[str, Any] = {
         "files": {"model.safetensors": "5afe" * 16},
         "identity": "1de7" * 8,
     },
-    "start": None,  # of a sequence, sha256 of the weights that it went on from
+    "start": None,  # of a sequence, the tasks before and the sha256 of the weights that it went on from
     "recipe": {"name": "published", **SETTINGS},
     "parameters": {"trained": 28362240, "total": 87456000},
     "steps": 4000,
+    "validation": {"validate_every": 500, "val_images": 1000},
     "val": {"gtsrb": {"n": 1000, "before": 0.341, "after": 0.987, "loss_before": 2.7182, "loss_after": 0.0512}},
     "task_vector": {"norm": 2.1234},
     "versions": {"torch": "2.13.0", "transformers": "5.23.0", "accelerate": "1.12.0"},
@@ -127,7 +130,7 @@ def test_a_base_that_is_not_on_the_hub_is_none_there(path: str):
 
 @pytest.mark.parametrize(
     "facts",
-    [FACTS, jointly(), of_kind("lora"), {**FACTS, "mode": "sequential", "start": "57a7" * 16}],
+    [FACTS, jointly(), of_kind("lora"), {**FACTS, "mode": "sequential", "start": BEFORE}],
     ids=["separate", "joint", "lora", "sequential"],
 )
 def test_the_recipe_gives_the_settings_again(facts: dict[str, Any]):
@@ -136,7 +139,7 @@ def test_the_recipe_gives_the_settings_again(facts: dict[str, Any]):
     assert config.settings() == {key: value for key, value in facts["recipe"].items() if key != "name"}
     assert config.mode == facts["mode"]
     assert config.base == f"openai/clip-vit-base-patch32@{'ba5e' * 10}"
-    names = [task["name"] for task in facts["tasks"]]
+    names = [*(facts["start"] or {"before": []})["before"], *(task["name"] for task in facts["tasks"])]
     assert config.task == (names[0] if facts["mode"] == "separate" else names)
 
 
@@ -200,10 +203,10 @@ def test_an_adapter_is_put_on_its_base_at_its_revision():
 
 
 def test_a_sequence_says_where_it_went_on():
-    card = expert_card({**FACTS, "mode": "sequential", "start": "57a7" * 16})
+    card = expert_card({**FACTS, "mode": "sequential", "start": BEFORE})
     assert f"model.safetensors `{'57a7' * 16}`" in card
-    assert "came before" in finetune_file({**FACTS, "mode": "sequential", "start": "57a7" * 16})
-    assert "`experts/dtd`" in expert_card({**FACTS, "mode": "sequential", "start": {"path": "experts/dtd"}})
+    again = yaml.safe_load(finetune_file({**FACTS, "mode": "sequential", "start": BEFORE}))
+    assert again["task"] == ["sun397", "dtd", "gtsrb"]
     assert "It began from" not in expert_card(FACTS)
 
 

@@ -32,9 +32,17 @@ def test_defaults_are_those_of_transformers():
     assert Geometry() == Geometry.model_validate(CLIPVisionConfig().to_dict())
 
 
-@pytest.mark.parametrize("geometry", [Geometry(), LARGE])
+@pytest.mark.parametrize("geometry", [Geometry(), LARGE, LARGE.model_copy(update={"linearised": True})])
 def test_written_and_read_again(tmp_path: Path, geometry: Geometry):
     assert read_geometry(write(tmp_path, geometry.to_config())) == geometry
+
+
+def test_only_linearised_models_say_so():
+    linearised = LARGE.model_copy(update={"linearised": True})
+    assert linearised.to_config() == LARGE.to_config() | {"linearised": True}
+    assert "linearised" not in LARGE.to_config()
+    assert (str(linearised), linearised.model_dump_json()) != (str(LARGE), LARGE.model_dump_json())
+    assert str(linearised) == f"{LARGE}, linearised"
 
 
 def test_parameters_are_those_of_transformers():
@@ -48,7 +56,7 @@ def test_transformers_reads_what_is_written(tmp_path: Path):
     from transformers import CLIPVisionConfig
 
     config = CLIPVisionConfig.from_pretrained(write(tmp_path, LARGE.to_config()))
-    assert {key: getattr(config, key) for key in Geometry.model_fields} == LARGE.model_dump()
+    assert {key: getattr(config, key) for key in LARGE.model_dump()} == LARGE.model_dump()
 
 
 def test_of_a_full_clip(tmp_path: Path):
@@ -86,6 +94,7 @@ def test_beside_one_weights_file(tmp_path: Path):
         ({"patch_size": 0}, "patch_size: input should be greater than 0"),
         ({"num_hidden_layers": -1}, "num_hidden_layers: input should be greater than 0"),
         ({"hidden_act": None}, "hidden_act: input should be a valid string"),
+        ({"linearised": "in part"}, "linearised: input should be a valid boolean"),
     ],
     ids=lambda value: str(value)[:30],
 )

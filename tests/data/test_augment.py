@@ -3,6 +3,7 @@
 import re
 from itertools import pairwise, permutations
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance
@@ -127,8 +128,6 @@ def test_boxes_of_crops_have_the_share_and_ratio_asked_for():
 
 @pytest.mark.parametrize("padding", [1, 4, 15, 40])
 def test_padded_crops_are_those_of_numpys_reflection(padding: int):
-    import numpy as np
-
     pixels = noise(300, 6)
     found = augment(pixels, range(300), Augment(random_crop_padding=padding), 0)
     places = set()

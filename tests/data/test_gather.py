@@ -14,8 +14,9 @@ from picture_splits import Linear, make_head, matrices, picture_bytes
 from PIL import Image
 
 from clipfuse.data import ImageSet, Preprocess, Split, blocks, make_ready, open_images, open_split
+from clipfuse.data.ahead import ahead
 from clipfuse.data.fingerprint import fingerprint
-from clipfuse.data.gather import Rows, ahead
+from clipfuse.data.gather import Rows
 from clipfuse.data.image_cache import SHARD
 from clipfuse.errors import TaskError
 from clipfuse.evaluate import Candidate, evaluate

@@ -88,12 +88,12 @@ def test_killed_and_interrupted_it_ends_with_the_same_bits(place: dict[str, str]
         process = subprocess.Popen(
             command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
         )
-        while process.poll() is None and (changed := state.stat().st_mtime_ns if state.exists() else -1) == before:
+        while process.poll() is None and (state.stat().st_mtime_ns if state.exists() else -1) == before:
             time.sleep(0.005)
         process.send_signal(number)
         _, said = process.communicate(timeout=60)
         assert process.returncode == status, said
-        before = changed = state.stat().st_mtime_ns
+        before = state.stat().st_mtime_ns
         assert not (tmp_path / "parts").exists()
     torch_threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -100,7 +100,8 @@ def test_it_is_the_loop_that_one_would_write(place: dict[str, Any], tmp_path: Pa
         ):  # its gradient is zero but for rounding, which Adam makes as large as the others
             continue
         assert (value - theirs[name]).norm() <= 1e-4 * moved + 1e-6, name
-    assert expert.facts and expert.facts["val"]["colours"]["after"] > expert.facts["val"]["colours"]["before"]
+    assert expert.facts
+    assert expert.facts["val"]["colours"]["after"] > expert.facts["val"]["colours"]["before"]
     assert [step for step, _ in expert.facts["curve"]["accuracy"]["colours"]] == [0, 5, 10, 12]
     assert "12 steps" in line_of(expert)
 
@@ -166,7 +167,8 @@ def test_joint_is_the_sum_over_tasks(place: dict[str, Any], tmp_path: Path):
     for name in joint:
         tau = (first[name] - start[name]) + (second[name] - start[name])
         assert torch.allclose(joint[name] - start[name], tau, atol=1e-6, rtol=1e-3), name
-    assert both.facts and set(both.facts["val"]) == {"colours", "hues"}
+    assert both.facts
+    assert set(both.facts["val"]) == {"colours", "hues"}
 
 
 def test_each_of_a_sequence_begins_with_the_one_before(place: dict[str, Any], tmp_path: Path):
@@ -184,7 +186,8 @@ def test_each_of_a_sequence_begins_with_the_one_before(place: dict[str, Any], tm
     base = load_file(Path(place["base"]) / "model.safetensors")
     far, near = (sum(float((second[n] - other[n]).square().sum()) for n in second) for other in (base, first))
     assert near < far
-    assert found[1].facts and found[1].facts["start"]
+    assert found[1].facts
+    assert found[1].facts["start"]
     pool = load_preset("modelpool", str(tmp_path / "sequence" / "modelpool.yaml"))
     assert [member["name"] for member in pool["models"]] == ["_pretrained_", "colours", "hues"]
 
@@ -278,18 +281,21 @@ def test_what_is_held_out_is_not_trained_on(place: dict[str, Any], tmp_path: Pat
     monkeypatch.setattr(Training, "run", watch)
     task = write_task(tmp_path / "other", "hues", splits="train test", count=20)
     expert = fine_tune(**place | {"task": task}, hold_out=True, out=str(tmp_path / "a"))[0]
-    assert expert.facts and expert.facts["tasks"][0]["held_out"] == 6 == len(seen["val"])
+    assert expert.facts
+    assert expert.facts["tasks"][0]["held_out"] == 6 == len(seen["val"])
     assert not seen["train"] & seen["val"]
     assert len(seen["train"]) == 54
     val = open_split(read_task(Path(task)), "val", seed=0)
     assert list(val.rows or ()) == sorted(seen["val"]), "the very images that evaluation takes for val"
     whole = fine_tune(**place | {"task": task}, out=str(tmp_path / "b"))[0]
-    assert whole.facts and whole.facts["val"] == {}
+    assert whole.facts
+    assert whole.facts["val"] == {}
 
 
 def test_a_limit_trains_on_a_seeded_choice(place: dict[str, Any], tmp_path: Path):
     expert = fine_tune(**place, limit=7, out=str(tmp_path / "a"))[0]
-    assert expert.facts and expert.facts["tasks"][0]["images"] == 7
+    assert expert.facts
+    assert expert.facts["tasks"][0]["images"] == 7
     assert expert.facts["tasks"][0]["rows"] != "all"
 
 

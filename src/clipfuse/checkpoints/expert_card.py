@@ -89,9 +89,9 @@ def opening(facts: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def begun_from(start: str | Mapping[str, Any]) -> str:
-    """Where a sequence went on; a text is the sha256 of its weights file."""
-    return f"model.safetensors `{start}`" if isinstance(start, str) else f"`{pinned(start)}`"
+def begun_from(start: Mapping[str, Any]) -> str:
+    """Where a sequence went on."""
+    return f"that of {start['before'][-1]} (sha256 of its model.safetensors `{start['sha256']}`)"
 
 
 def data(facts: Mapping[str, Any]) -> str:
@@ -197,13 +197,12 @@ def again(facts: Mapping[str, Any]) -> str:
 
 def finetune_file(facts: Mapping[str, Any]) -> str:
     """The YAML of `clipfuse finetune`, every setting written out and the base's revision pinned."""
-    names, mode = names_of(facts), facts["mode"]
+    names, mode = [*(facts.get("start") or {}).get("before", ()), *names_of(facts)], facts["mode"]
     tree = {"task": names[0] if len(names) == 1 and mode == "separate" else names, "base": pinned(facts["base"])}
     tree |= {"mode": mode} if mode != "separate" else {}
     # all settings are there, so that no preset has to be: its name may be a file's of the author's
-    tree |= {key: value for key, value in facts["recipe"].items() if key != "name"}
-    remark = "# the tasks that came before it in the sequence go before it in `task`\n" if facts.get("start") else ""
-    return remark + as_yaml(tree)
+    tree |= {key: value for key, value in facts["recipe"].items() if key != "name"} | facts.get("validation", {})
+    return as_yaml(tree)
 
 
 def made_with(facts: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Finding and composing presets: shipped groups, the user's `./config`, and plain files.
 
-A group is a folder of YAML files (`modelpool`, `taskpool`, `method`, `recipe`, `run`). A file with a `defaults:` list is
-composed by Hydra's Compose API, or by a table where it names FusionBench's groups and they are not there; nothing is
+A group is a folder of YAML files (`modelpool`, `taskpool`, `method`, `recipe`, `run`). A file with a `defaults:` list
+is composed by Hydra's Compose API, or by a table where it names FusionBench's groups and they are not there; nothing is
 ever instantiated from it.
 """
 

@@ -1,8 +1,6 @@
 """A split's images in preprocessed blocks on a device, one block ahead of whoever asks."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -11,8 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from clipfuse.data.ahead import ahead
 from clipfuse.data.corrupted import Corruption, corrupt_all
 from clipfuse.data.decode import Decoded, decode, finish
+from clipfuse.data.digests import block_digest
 from clipfuse.data.image_cache import SHARD, Entry, fill, missing, open_entry, unreadable_rows
 from clipfuse.data.preprocess import Preprocess
 from clipfuse.data.splits import Split
@@ -111,17 +111,7 @@ def blocks(
     def load(number: int) -> Block:
         return make_block(images, number, batch_size, device, share)
 
-    waiting: list[Future[Block]] = []
-    with ThreadPoolExecutor(1) as ahead:
-        try:
-            for number in range(images.count) if numbers is None else numbers:
-                waiting.append(ahead.submit(load, number))
-                if len(waiting) > 1:
-                    yield waiting.pop(0).result()
-            while waiting:
-                yield waiting.pop(0).result()
-        finally:
-            ahead.shutdown(wait=True, cancel_futures=True)
+    yield from ahead(load, range(images.count) if numbers is None else numbers, depth=1)
 
 
 def make_block(images: ImageSet, number: int, batch_size: int, device: torch.device, share: tuple[int, int]) -> Block:
@@ -148,8 +138,7 @@ def make_block(images: ImageSet, number: int, batch_size: int, device: torch.dev
             pixels = corrupt_all(pixels, images.corruption, digests[wanted]).to(device)
     if device.type == "cuda":  # it was made on a stream of its own and is used on another
         pixels.record_stream(torch.cuda.current_stream(device))
-    digest = hashlib.sha256(digests.numpy().tobytes() + labels.numpy().tobytes()).digest()
-    return Block(number, pixels, labels, digest, mine, len(rows) - len(kept))
+    return Block(number, pixels, labels, block_digest(digests, labels), mine, len(rows) - len(kept))
 
 
 @contextmanager

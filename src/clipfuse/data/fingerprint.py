@@ -1,7 +1,6 @@
 """What a split's images and labels are, as one number: the same that evaluation writes into its scores."""
 
 import hashlib
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -13,8 +12,9 @@ from clipfuse.checkpoints.safetensors_file import SafetensorsFile
 from clipfuse.cores import available_cores
 from clipfuse.data.blocks import ImageSet, describe
 from clipfuse.data.decode import read
+from clipfuse.data.digests import block_digest, split_digest
 from clipfuse.errors import CheckpointError, TaskError
-from clipfuse.shapes import Bool, Int, UInt8
+from clipfuse.shapes import Bool, UInt8
 
 
 def fingerprint(images: ImageSet) -> str:
@@ -26,7 +26,7 @@ def fingerprint(images: ImageSet) -> str:
     Raises:
         TaskError: images that cannot be read. Those that do not decode are noticed in the cache only.
     """
-    return joined(block_fingerprint(images, number) for number in range(images.count))
+    return split_digest(block_fingerprint(images, number) for number in range(images.count))
 
 
 def block_fingerprint(images: ImageSet, number: int) -> bytes:
@@ -44,16 +44,6 @@ def block_fingerprint(images: ImageSet, number: int) -> bytes:
         raise TaskError(describe(images, [rows[i] for i in (~readable).nonzero().flatten().tolist()], rows.stop))
     labels = torch.tensor([images.split.labels[row] for row in rows], dtype=torch.int64)
     return block_digest(digests[readable], labels[readable])
-
-
-def block_digest(digests: UInt8[Tensor, "image 32"], labels: Int[Tensor, "image"]) -> bytes:
-    """sha256 over digests of the encoded images and the labels, of a block's readable images."""
-    return hashlib.sha256(digests.numpy().tobytes() + labels.numpy().tobytes()).digest()
-
-
-def joined(parts: Iterable[bytes]) -> str:
-    """The fingerprint of a split from its blocks' digests, in order."""
-    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def cached_digests(images: ImageSet, number: int) -> tuple[UInt8[Tensor, "image 32"], Bool[Tensor, "image"]] | None:

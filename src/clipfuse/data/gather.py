@@ -1,8 +1,7 @@
 """A split's images in any order, as training takes them, and made ahead of whoever uses them."""
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -105,22 +104,3 @@ def open_shard(entry: Entry, number: int) -> Shard | None:
             return None
     whole = one_view(found.images)
     return Shard(found.images if whole is None else whole, found.native)
-
-
-def ahead(load: Callable[[int], T], numbers: Iterable[int], depth: int = 2) -> Iterator[T]:
-    """`load(n)` for each of `numbers`, in order; the next `depth` are made in one thread while one is used.
-
-    What `load` raises is raised where its result would be. Closing the iterator ends the thread, after the `load` that
-    it is at.
-    """
-    waiting: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(1) as thread:
-        try:
-            for number in numbers:
-                waiting.append(thread.submit(load, number))
-                if len(waiting) > depth:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            thread.shutdown(wait=True, cancel_futures=True)

@@ -1,6 +1,5 @@
 """Many models on many splits: images are read once for a group of models, counts are exact, work can be resumed."""
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from clipfuse.data import Block, ImageSet, blocks
+from clipfuse.data.digests import split_digest
 from clipfuse.data.image_cache import SHARD
 from clipfuse.errors import ModelError, TaskError
 from clipfuse.evaluate.calibration import fit_temperature
@@ -195,9 +195,9 @@ def finish_score(job: Job, scoring: Scoring) -> Score:
     if not len(labels) == len(columns["place"]) == len(columns["place"].unique()):
         raise ModelError(f"{job.candidate.name}: the processes' shares of {job.images.split.task} do not make a whole")
     logits = columns.pop("logits", None)
-    digest = hashlib.sha256(b"".join(bytes.fromhex(part.digest) for part in parts))
+    fingerprint = split_digest(bytes.fromhex(part.digest) for part in parts)
     return Score(
-        job.candidate.name, job.images.split.task, columns, labels, len(job.head.weights), digest.hexdigest(),
+        job.candidate.name, job.images.split.task, columns, labels, len(job.head.weights), fingerprint,
         parameters=job.candidate.parameters, seconds=sum(spent for _, spent, _ in everywhere),
         batch_size=min(size for _, _, size in everywhere), unreadable=sum(part.unreadable for part in parts),
         temperature=job.temperature, fitted=None if logits is None else fit_temperature(logits, labels),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clipfuse.data.gather import ahead
+from clipfuse.data.ahead import ahead
 from clipfuse.data.preprocess import Preprocess
 from clipfuse.errors import ModelError
 from clipfuse.evaluate.forward import out_of_memory
@@ -169,14 +169,13 @@ class Training:
         step, path = self.course.steps, self.how.state.path
         if self.device.type == "cpu":
             self.save()
-        kept = (
-            f"the state after step {self.how.state.check()} is kept in {path}"
-            if path.is_file()
-            else "no state was saved"
-        )
+        kept = "no state was saved"
+        if path.is_file():
+            kept = f"the state after step {self.how.state.check()} is kept in {path}"
+        batch = self.batches.described(step)
         raise ModelError(
-            f"the loss is {loss} at step {step + 1} of {self.steps} (its batch: {self.batches.described(step)}); {kept}; a "
-            "lower lr, warmup_steps, max_grad_norm=1 or precision=float32 may help"
+            f"the loss is {loss} at step {step + 1} of {self.steps} (its batch: {batch}); {kept}; "
+            "a lower lr, warmup_steps, max_grad_norm=1 or precision=float32 may help"
         )
 
     def save(self) -> None:

@@ -89,7 +89,9 @@ def make_trained(
     with torch.no_grad():
         for name, place in names.items():
             stored[place].copy_(here[name])
-    parameters = {name: stored[names[name]].requires_grad_(True) for name in chosen}
+    parameters = {name: stored[names[name]] for name in chosen}
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
     return Trained(tower, parameters, origin)
 
 

@@ -67,7 +67,7 @@ class VisionEncoder:
 
     @property
     def widest(self) -> int:
-        """That of the MLPs: tokens × intermediate size × 4 bytes; linearised, or of eager attention: heads × tokens²."""
+        """4 bytes × tokens × the MLPs' width, or heads × tokens where that is more and attention eager (linearised)."""
         geometry = Geometry.model_validate(self.vision.config.to_dict())
         tokens = (geometry.image_size // geometry.patch_size) ** 2 + 1
         attention = geometry.num_attention_heads * tokens if geometry.linearised else 0

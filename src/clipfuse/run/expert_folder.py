@@ -56,13 +56,9 @@ def write_expert(
             write_tower(temporary, trained, geometry, getattr(torch, recipe.dtype))
         write_text(temporary / FACTS, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
         write_text(temporary / "README.md", expert_card(facts))
-        title = f"{', '.join(task['name'] for task in facts['tasks'])}: {recipe_name(facts)}"
+        title = f"{', '.join(task['name'] for task in facts['tasks'])}: {facts['recipe']['name']}"
         write_text(temporary / "curves.svg", curve_picture(title, curve["loss"], curve["accuracy"]))
         ledger.write(temporary)
-
-
-def recipe_name(facts: Mapping[str, Any]) -> str:
-    return Path(facts["recipe"]["name"]).stem
 
 
 def write_tower(folder: Path, trained: Trained, geometry: Geometry, dtype: torch.dtype) -> None:

@@ -92,8 +92,8 @@ def finetune(tree: Mapping[str, Any], stage: Stage = silent) -> list[Expert]:
         data = open_data(tasks, base, config, workers, stage)
         found: list[Expert] = []
         for plan in plans:
-            start = found[-1] if config.mode == "sequential" and found else None
-            found.append(make_expert(plan, data, config, workers, ledger, start, deadline, stage))
+            before = found if config.mode == "sequential" else []
+            found.append(make_expert(plan, data, config, workers, ledger, before, deadline, stage))
             if found[-1].facts is None:  # time is up
                 break
     if len(plans) > 1 and workers.first:
@@ -141,7 +141,7 @@ def make_expert(
     config: FinetuneConfig,
     workers: Workers,
     ledger: Ledger,
-    start: Expert | None,
+    before: Sequence[Expert],
     deadline: float | None,
     stage: Stage,
 ) -> Expert:
@@ -149,6 +149,7 @@ def make_expert(
     recipe = Recipe.model_validate({name: getattr(config, name) for name in Recipe.model_fields})
     tasks = [data.tasks[name] for name in plan.tasks]
     steps = recipe.steps_of({task.name: len(task.train) for task in tasks})
+    start = before[-1] if before else None
     asked = asked_of(plan.tasks, data, config, steps, start and start.folder)
     there = read_facts(plan.folder)
     if there and not config.overwrite:
@@ -185,7 +186,7 @@ def make_expert(
     log.info("%s: %d steps in %.1f s", plan.name, course.steps, time.monotonic() - began)
     if course.steps < steps:
         return Expert(plan.name, plan.folder, None, course.steps, steps)
-    facts = {**facts_of(asked, data, config, course), **sizes_of(trained)}
+    facts = {**facts_of(asked, data, config, course, [expert.name for expert in before]), **sizes_of(trained)}
     if workers.first:
         write_expert(plan.folder, trained, data.base.geometry, recipe, facts, ledger, config.overwrite)
         plan.state.unlink(missing_ok=True)

@@ -44,6 +44,8 @@ class FinetuneConfig(Recipe):
     """Trackers that get the curves: tensorboard, trackio, wandb, mlflow."""
     image_cache: bool = True
     """Keep decoded images on disk; see `clipfuse cache`."""
+    unreadable: Literal["error", "skip"] = "error"
+    """What becomes of images that cannot be read: an error, or they are left out and counted."""
     locked: str | None = None
     """A `clipfuse.lock`, or a folder with one: models and data sets are those that it names, or it is an error."""
 
@@ -53,6 +55,12 @@ class FinetuneConfig(Recipe):
             raise ValueError("takes either task=gtsrb or taskpool=TA8")
         if self.mode == "sequential" and self.train == "lora":
             raise ValueError("mode: sequential goes on with whole weights; train=lora has none of its own")
+        return self
+
+    @model_validator(mode="after")
+    def can_skip(self) -> "FinetuneConfig":
+        if self.unreadable == "skip" and not self.image_cache:
+            raise ValueError("unreadable: skip goes by the image cache; leave out image_cache=false")
         return self
 
     @property

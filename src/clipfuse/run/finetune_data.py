@@ -1,8 +1,9 @@
 """What is trained and validated on: rows of the tasks' splits, and what tells which they were."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from clipfuse.cache import cache_folder
 from clipfuse.data import ImageSet, Preprocess, open_images, open_split, read_preprocess
 from clipfuse.data.fingerprint import fingerprint
 from clipfuse.data.gather import Rows
+from clipfuse.data.image_cache import unreadable_rows
 from clipfuse.data.splits import VAL_SHARE, Split, seeded_rows
 from clipfuse.errors import ModelError
 from clipfuse.evaluate.workers import Workers
@@ -22,6 +24,8 @@ from clipfuse.run.finetune_config import FinetuneConfig
 from clipfuse.run.progress import Stage
 from clipfuse.run.tasks import draw_tiny
 from clipfuse.tasks import Task
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ def open_data(tasks: Sequence[Task], base: str, config: FinetuneConfig, workers:
         chosen = [choose(task, train, preprocess, config) for task, train in zip(tasks, trains, strict=True)]
         heads = zero_shot_heads(clip, tasks, cache_folder("heads"))
         decode([images for found in chosen for images in (found.images, found.val) if images], stage)
+        chosen = [readable(found) for found in chosen]
     opened = zip(tasks, chosen, strict=True)
     facts = {task.name: facts_of(task, found, heads[task.name]) for task, found in opened}
     found = {
@@ -85,7 +90,7 @@ def choose(task: Task, train: Split, preprocess: Preprocess, config: FinetuneCon
     looked_at = held
     if config.val_images is not None and config.val_images < len(held):
         looked_at = [held[place] for place in seeded_rows(len(held), config.val_images, config.seed)]
-    how = preprocess, config.image_cache
+    how = preprocess, config.image_cache, config.unreadable
     if config.limit is None:  # all of train is decoded once, whatever is held out
         images = open_images(train, *how)
         val, val_rows, rows = (images if held else None), looked_at, rest
@@ -96,6 +101,24 @@ def choose(task: Task, train: Split, preprocess: Preprocess, config: FinetuneCon
         val = open_images(open_split(task, "val", config.val_images, config.seed), *how)
         val_rows = range(len(val.split))
     return Chosen(images, rows, digest, len(held), val, val_rows)
+
+
+def readable(found: Chosen) -> Chosen:
+    """The same without images that cannot be read, where these are to be skipped. They are told in the log."""
+
+    def but(images: ImageSet | None, rows: Sequence[int]) -> Sequence[int]:
+        if images is None or images.entry is None or images.unreadable == "error":
+            return rows
+        bad = set(unreadable_rows(images.entry))
+        kept = [row for row in rows if row not in bad]
+        if len(kept) < len(rows):
+            split = images.split
+            log.warning(
+                "%s %s: %d images cannot be read and are left out", split.task, split.name, len(rows) - len(kept)
+            )
+        return kept
+
+    return replace(found, train=but(found.images, found.train), val_rows=but(found.val, found.val_rows))
 
 
 def facts_of(task: Task, found: Chosen, head: Head) -> dict[str, Any]:

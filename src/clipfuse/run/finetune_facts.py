@@ -47,6 +47,7 @@ def facts_of(
     data: Data,
     config: FinetuneConfig,
     course: Course,
+    before: Sequence[str],
 ) -> dict[str, Any]:
     """What `finetune.json` says; nothing in it changes when the same training is done again."""
     at = locate(data.base.ref)
@@ -65,8 +66,9 @@ def facts_of(
         "mode": asked["mode"],
         "tasks": [data.facts[task["name"]] for task in asked["tasks"]],
         "base": base,
-        "start": asked["start"],
-        "recipe": {"name": config.recipe, **config.settings()},
+        "start": {"before": list(before), "sha256": asked["start"]} if before else None,
+        "recipe": {"name": Path(config.recipe).stem, **config.settings()},
+        "validation": {"validate_every": config.validate_every, "val_images": config.val_images},
         "steps": asked["steps"],
         "val": val_of(course),
         "versions": versions,
