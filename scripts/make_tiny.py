@@ -27,16 +27,20 @@ import PIL
 import torch
 import transformers
 from tiny.atlas import pack_glyphs, pack_sprites
-from tiny.model import POSITIONS, correct, set_vision_weights, small_clip, split_tensors, vision_weights, zero_shot_head
+from tiny.model import POSITIONS, correct, small_clip, split_tensors, zero_shot_head
 from tiny.packing import pack_digits
 from tiny.sheets import write_sheets
-from tiny.shipping import check_base, check_expert, write_base, write_expert
+from tiny.shipping import check_base, check_expert, write_base
 from tiny.sources import SOURCES, fetch
-from tiny.training import Leg, finetune, pretrain
+from tiny.training import Leg, pretrain
 from tiny.vocabulary import learn_vocabulary
 from tiny.web import pretraining
 from transformers import CLIPModel, CLIPTokenizer
 
+from clipfuse.cli.finetune import line_of
+from clipfuse.cli.live import live
+from clipfuse.config.presets import load_preset
+from clipfuse.run.finetune import finetune
 from clipfuse.tiny import WEIGHTS, digits, glyphs, sprites
 from clipfuse.tiny.suite import SUITE
 from clipfuse.tiny.task import TinyTask
@@ -51,7 +55,6 @@ HISTORY = LOGS / "legs.json"
 
 VOCABULARY = 2500
 PICTURES, PASSES, BATCH, PEAK = 300_000, 4, 256, 1.5e-3
-STEPS, RATE = 800, 3e-5
 
 
 class Log:
@@ -161,23 +164,16 @@ def accuracy(clip: CLIPModel, tokenizer: CLIPTokenizer, task: TinyTask, split: s
 
 
 def make_experts(seed: int, into: Path) -> None:
-    """Fine-tune the shipped base once per task, and write one vision encoder each into `into`."""
+    """Fine-tune the shipped base once per task, as `clipfuse finetune taskpool=tiny_TA8 recipe=tiny` does."""
     say = Log(LOGS / f"experts-{seed}.txt", fresh=True)
-    say(f"seed {seed}, {STEPS} steps at {RATE:g}, from the base {digest(WEIGHTS / 'base')}")
-    clip, tokenizer = load(WEIGHTS / "base")
-    start = vision_weights(clip)
-    for number, task in enumerate(SUITE):
-        set_vision_weights(clip, start)
-        before = accuracy(clip, tokenizer, task, "val")
-        head = zero_shot_head(clip, tokenizer, task)
-        loss = finetune(clip, head, *split_tensors(task, "train"), STEPS, RATE, (seed, number))
-        after = accuracy(clip, tokenizer, task, "val")
-        say(f"{task.name}: train loss {loss:.3f}, val {100 * before:.1f} -> {100 * after:.1f}")
-        with tempfile.TemporaryDirectory(dir=into, prefix=".") as scratch:
-            draft = Path(scratch) / task.name
-            write_expert(clip.vision_model.config, vision_weights(clip), draft)
-            check_expert(draft)
-            replace_folder(draft, into / task.name)
+    say(f"seed {seed}, from the base {digest(WEIGHTS / 'base')}")
+    pool = load_preset("taskpool", "tiny_TA8")
+    tree = {"taskpool": pool, "recipe": "tiny", "seed": seed, "out": str(into), "overwrite": True}
+    for expert in finetune(tree, live):
+        say(line_of(expert).partition(" → " + str(into))[0])
+        check_expert(expert.folder)
+    if into == WEIGHTS:  # the package has a preset instead
+        (into / "modelpool.yaml").unlink()
 
 
 def main() -> None:

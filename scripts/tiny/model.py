@@ -89,16 +89,3 @@ def correct(clip: CLIPModel, head: Tensor, pictures: Tensor, labels: Tensor) -> 
     clip.eval()
     blocks = zip(pictures.split(512), labels.split(512), strict=True)
     return sum(int(((image_features(clip, as_pixels(x)) @ head.T).argmax(1) == y).sum()) for x, y in blocks)
-
-
-def vision_weights(clip: CLIPModel) -> dict[str, Tensor]:
-    """The vision encoder's parameters, copied, under the names that files on the hub have."""
-    return {f"vision_model.{name}": value.detach().clone() for name, value in clip.vision_model.named_parameters()}
-
-
-def set_vision_weights(clip: CLIPModel, weights: dict[str, Tensor]) -> None:
-    """Put parameters named as in `vision_weights` into a model, in place."""
-    own = dict(clip.vision_model.named_parameters())
-    with torch.no_grad():
-        for name, value in weights.items():
-            own[name.removeprefix("vision_model.")].copy_(value)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoProcessor, AutoTokenizer, CLIPModel, CLIPVisionConfig, CLIPVisionModel, pipeline
+from transformers import AutoProcessor, AutoTokenizer, CLIPModel, CLIPVisionModel, pipeline
 
 from clipfuse.tiny.canvas import SIDE
 from tiny.model import PIXEL_MEAN, PIXEL_STD, POSITIONS
@@ -52,13 +52,6 @@ def write_base(clip: CLIPModel, tokenizer_files: Path, folder: Path) -> None:
     write_json(PREPROCESSOR, folder / "preprocessor_config.json")
     for file in TOKENIZER:
         shutil.copy(tokenizer_files / file, folder / file)
-
-
-def write_expert(config: CLIPVisionConfig, weights: dict[str, Tensor], folder: Path) -> None:
-    """Write one vision encoder; the names in `weights` begin with `vision_model.`."""
-    folder.mkdir(parents=True)
-    write_config(config.to_dict(), "CLIPVisionModel", folder)
-    write_tensors(weights, folder)
 
 
 def write_config(fields: dict, architecture: str, folder: Path) -> None:

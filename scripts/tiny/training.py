@@ -1,9 +1,8 @@
-"""Pre-training of the whole model on captions; fine-tuning of its vision encoder on one task."""
+"""Pre-training of the whole model on captions."""
 
 import hashlib
-import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -138,47 +137,3 @@ def jittered(pixels: Tensor, random: torch.Generator) -> Tensor:
     """The batch (n, 3, 32, 32) moved by up to two pixels, each picture lit a little differently."""
     down, right = (int(v) for v in torch.randint(-2, 3, (2,), generator=random))
     return torch.roll(pixels, (down, right), (2, 3)) * (0.85 + 0.3 * torch.rand(len(pixels), 1, 1, 1, generator=random))
-
-
-def finetune(
-    clip: CLIPModel,
-    head: Tensor,
-    pictures: Tensor,
-    labels: Tensor,
-    steps: int,
-    rate: float,
-    seed: tuple[int, ...],
-    batch: int = 32,
-) -> float:
-    """Train the vision encoder in place against a frozen head (classes, 128); return the last pass's mean loss.
-
-    Cross-entropy, Adam at a fixed rate for a number of steps, no weight decay, pictures moved and lit as in
-    pre-training. Text encoder, projections and logit scale stay as they are.
-    """
-    for value in clip.parameters():
-        value.requires_grad_(False)
-    moving = list(clip.vision_model.parameters())
-    for value in moving:
-        value.requires_grad_(True)
-    optimizer = torch.optim.Adam(moving, rate)
-    scale = clip.logit_scale.exp().item()
-    clip.train()
-    losses: list[float] = []
-    for chosen, random in itertools.islice(batches(len(pictures), batch, seed), steps):
-        logits = scale * image_features(clip, jittered(as_pixels(pictures[chosen]), random)) @ head.T
-        loss = functional.cross_entropy(logits, labels[chosen])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    clip.eval()
-    last = losses[-len(pictures) // batch :]
-    return sum(last) / len(last)
-
-
-def batches(count: int, batch: int, seed: tuple[int, ...]) -> Iterator[tuple[Tensor, torch.Generator]]:
-    """Batches of indices for ever, every pass in an order of its own, each with the pass's random numbers."""
-    for number in itertools.count():
-        random = seeded(*seed, number)
-        for chosen in torch.randperm(count, generator=random).split(batch):
-            yield chosen, random

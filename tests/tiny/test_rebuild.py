@@ -1,12 +1,17 @@
 """What `scripts/make_tiny.py` makes: the same again from the same sources and the same base."""
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from clipfuse.config.presets import load_preset
+from clipfuse.run.expert_folder import read_facts
+from clipfuse.run.finetune_config import finetune_config
 from clipfuse.tiny import WEIGHTS, digits, glyphs, sprites
+from clipfuse.tiny.suite import SUITE
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -34,18 +39,15 @@ def test_the_sources_give_the_shipped_art(tmp_path: Path) -> None:
     assert (tmp_path / "digits.npz").read_bytes() == digits.SCANS.read_bytes()
 
 
-@pytest.mark.slow
-def test_an_expert_trained_twice_is_the_same(tmp_path: Path) -> None:
-    for name in ("first", "second"):
-        python(
-            "import make_tiny; from pathlib import Path; make_tiny.STEPS = 20\n"
-            "make_tiny.SUITE = tuple(task for task in make_tiny.SUITE if task.name == 'tiny-digits')\n"
-            "(folder := Path(sys.argv[1])).mkdir(); make_tiny.LOGS = folder; make_tiny.make_experts(0, folder)\n",
-            tmp_path / name,
-        )
-    first, second = (tmp_path / name / "tiny-digits/model.safetensors" for name in ("first", "second"))
-    assert first.read_bytes() == second.read_bytes()
-    assert first.read_bytes() != (WEIGHTS / "tiny-digits/model.safetensors").read_bytes()
+def test_the_shipped_experts_are_those_of_the_command() -> None:
+    settings = finetune_config({"taskpool": load_preset("taskpool", "tiny_TA8"), "recipe": "tiny"}).settings()
+    base = hashlib.sha256((WEIGHTS / "base" / "model.safetensors").read_bytes()).hexdigest()
+    for task in SUITE:
+        facts = read_facts(WEIGHTS / task.name)
+        assert facts
+        assert facts["recipe"] == {"name": "tiny", **settings}
+        assert facts["base"]["files"] == {"model.safetensors": base}
+        assert [of_task["name"] for of_task in facts["tasks"]] == [task.name]
 
 
 def test_a_leg_goes_on_where_it_was_stopped(tmp_path: Path) -> None:

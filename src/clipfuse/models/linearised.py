@@ -3,9 +3,11 @@
 Ortiz-Jimenez, Favero and Frossard (2023), "Task Arithmetic in the Tangent Space", arXiv:2305.12827.
 """
 
+import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from copy import deepcopy
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,6 +50,7 @@ class LinearisedTower(nn.Module):
 
     def __init__(self, tower: "CLIPVisionModel", deltas: Mapping[str, Tensor]):
         super().__init__()
+        load_forward_mode()
         self.places = canonical_names(dict(tower.named_parameters()), "the tower")
         tower.set_attn_implementation("eager")
         self.tower = tower.requires_grad_(False).eval()
@@ -154,6 +157,14 @@ class WithGradient(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (pixels,) = ctx.saved_tensors
         return None, None, None, *ctx.tower.pulled_back(pixels, gradient, ctx.autocast)
+
+
+@cache
+def load_forward_mode() -> None:
+    """Let torch import its forward-mode rules, which it does at the first dual number and with warnings of its own."""
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        forward_ad.make_dual(torch.zeros(()), torch.zeros(()))
 
 
 def key_of(name: str) -> str:
