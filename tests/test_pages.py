@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from clipfuse.cli.main import main
+from clipfuse.config.presets import presets
 from clipfuse.fusion.loading import load_installed
+from clipfuse.run.finetune_config import FinetuneConfig
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(
@@ -56,6 +58,19 @@ def test_add_a_method(
         assert f"\n{line}" in f"\n{printed}", printed
     assert (tmp_path / "run/report.md").is_file()
     assert ast.literal_eval(printed[printed.index("[{'file'") :].splitlines()[0])[0]["file"] == "my_rules.py"
+
+
+def test_finetuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs/finetuning.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    for code in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S):
+        exec(compile(code, "finetuning.md", "exec"), names)
+    assert names["expert"].steps == 20
+    assert "experts/tiny-signs" in capsys.readouterr().out
+    unnamed = [name for name in FinetuneConfig.model_fields if f"`{name}" not in page and f"{name}=" not in page]
+    assert not unnamed
+    assert all(f"`{name}`" in page for name in presets("recipe"))
 
 
 def test_negation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

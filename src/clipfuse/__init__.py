@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from clipfuse.fusion.sweep import sweep
     from clipfuse.models.build import substitute
     from clipfuse.pool import HuggingFaceClipVisionPool, ModelPool
+    from clipfuse.run.finetune import fine_tune
     from clipfuse.stats.factor_cache import keep_factors
 
 HOMES = {
@@ -25,6 +26,7 @@ HOMES = {
     "Merged": "clipfuse.fusion.merged",
     "ModelPool": "clipfuse.pool",
     "add": "clipfuse.fusion.add",
+    "fine_tune": "clipfuse.run.finetune",
     "keep_factors": "clipfuse.stats.factor_cache",
     "load": "clipfuse.fusion.merged",
     "load_plugin": "clipfuse.fusion.loading",
@@ -40,6 +42,7 @@ __all__ = [
     "ModelPool",
     "__version__",
     "add",
+    "fine_tune",
     "keep_factors",
     "load",
     "load_plugin",
