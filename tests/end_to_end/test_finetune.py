@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 from coloured_task import write_base, write_task
+from random_clip import write_random_clip
 from safetensors.torch import load_file
 
 import clipfuse
 from clipfuse.cli.main import main
+from clipfuse.errors import ModelError, TaskError
 from clipfuse.pool import HuggingFaceClipVisionPool
 from clipfuse.run.finetune import fine_tune
 from clipfuse.run.models import evaluate_models
@@ -195,3 +197,24 @@ def test_labels_splits_and_folders_that_do_not_fit(
     assert "holds 'thesis.tex', which clipfuse did not write" in refused("--out", tmp_path / "mine", "--overwrite")
     status, _, said = typed(capsys)
     assert (status, "task: is required" in said) == (2, True)
+
+
+def test_an_expert_is_scored_on_the_base_that_it_says(place: dict[str, str], tmp_path: Path):
+    out = tmp_path / "experts"
+    for recipe in ("published", "linearised"):
+        fine_tune(**place, recipe=recipe, steps=3, out=str(out / recipe))
+        tree = {"taskpool": {"tasks": [place["task"]]}}
+        assert evaluate_models([str(out / recipe)], tree)[0].base == place["base"]
+    write_random_clip(tmp_path / "other", "smaller", seed=1)
+    with pytest.raises(ModelError, match="was fine-tuned from .*base as it was then; .*other is another base"):
+        evaluate_models([str(out / "linearised")], {**tree, "base": str(tmp_path / "other")})
+
+
+def test_images_that_cannot_be_read_are_an_error_or_left_out(place: dict[str, str], tmp_path: Path):
+    bad = sorted((tmp_path / "tasks/colours/train/green").iterdir())[0]
+    bad.write_bytes(b"no picture")
+    with pytest.raises(TaskError, match=f"{bad}: is not a readable image"):
+        fine_tune(**place, steps=2, out=str(tmp_path / "a"))
+    expert = fine_tune(**place, steps=2, unreadable="skip", out=str(tmp_path / "b"))[0]
+    assert expert.facts
+    assert expert.facts["tasks"][0]["images"] == 35

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from clipfuse.checkpoints.expert_facts import read_facts
 from clipfuse.config.presets import load_preset
-from clipfuse.run.expert_folder import read_facts
 from clipfuse.run.finetune_config import finetune_config
 from clipfuse.tiny import WEIGHTS, digits, glyphs, sprites
 from clipfuse.tiny.suite import SUITE

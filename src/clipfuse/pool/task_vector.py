@@ -47,6 +47,8 @@ class TaskVector:
         if self.tensors.keys() != other.tensors.keys():
             odd = min(self.tensors.keys() ^ other.tensors.keys())
             raise PoolError(f"these task vectors are of different models: {odd!r} is in one of them only")
+        if len({v.geometry.linearised for v in (self, other) if v.geometry}) > 1:
+            raise PoolError("one of these task vectors is a linearised model's and the other is not")
         return TaskVector({n: operation(t, other.tensors[n]) for n, t in self.tensors.items()}, self.geometry)
 
     def norm(self) -> float:

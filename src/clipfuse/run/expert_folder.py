@@ -10,8 +10,8 @@ import torch
 
 from clipfuse.checkpoints.adapter_files import write_adapter
 from clipfuse.checkpoints.expert_card import expert_card
+from clipfuse.checkpoints.expert_facts import FACTS
 from clipfuse.checkpoints.geometry import Geometry
-from clipfuse.checkpoints.json_file import read_json
 from clipfuse.checkpoints.ledger import Ledger
 from clipfuse.checkpoints.names import hub_name
 from clipfuse.checkpoints.safetensors_file import TensorSpec
@@ -21,7 +21,6 @@ from clipfuse.finetune.state import Course
 from clipfuse.finetune.trained import Trained
 from clipfuse.report.curve_picture import curve_picture
 
-FACTS = "finetune.json"
 POINTS = 200
 """Most points of a loss curve; each is the mean of as many steps as lie between two."""
 
@@ -70,15 +69,6 @@ def write_tower(folder: Path, trained: Trained, geometry: Geometry, dtype: torch
     with SafetensorsWriter(folder / "model.safetensors", specs) as writer:
         for name, value in weights.items():
             writer.write(hub_name(name), value.to(dtype))
-
-
-def read_facts(folder: Path) -> dict[str, Any] | None:
-    """What a fine-tuning wrote of itself; None where there is nothing of the kind."""
-    try:
-        facts = read_json(folder / FACTS)
-        return facts if isinstance(facts.get("key"), str) else None
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return None
 
 
 def curve_of(course: Course) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipfuse.checkpoints.checkpoint import open_checkpoint
+from clipfuse.checkpoints.expert_facts import read_facts
 from clipfuse.checkpoints.ledger import Ledger, keep_ledger
 from clipfuse.checkpoints.run_file import as_yaml
 from clipfuse.checkpoints.writer import check_output, write_text
@@ -20,7 +21,7 @@ from clipfuse.finetune.state import StateFile
 from clipfuse.finetune.train import Running, Training
 from clipfuse.finetune.trained import make_trained
 from clipfuse.run.bench import as_device
-from clipfuse.run.expert_folder import read_facts, write_expert
+from clipfuse.run.expert_folder import write_expert
 from clipfuse.run.finetune_config import PUBLISHED, FinetuneConfig, finetune_config
 from clipfuse.run.finetune_data import Data, open_data
 from clipfuse.run.finetune_facts import asked_of, facts_of, key_of, sizes_of

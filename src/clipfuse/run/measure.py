@@ -66,14 +66,14 @@ def measure(
         folder: Where merged weights (of one choice), predictions and records go; in memory and nowhere if None.
         work: `dtype`, `memory` and `device` of merges.
     """
-    size = sum(spec.numel for spec in pool.weights.specs.values())
+    size, wide = sizes(pool)
     candidates = baseline_candidates(pool, bench, baselines)
     sources = {candidate.name: candidate.name for candidate in candidates} | {BASE: PRETRAINED}
     merged: dict[str, Merged] = {}
     for choice in choices:
         title = f"{choice.title} (merged)" if choice.title in sources else choice.title
         merged[title] = merge_choice(pool, choice, stage, folder / "merged" if folder else None, work)
-        candidates.append(Candidate(title, partial(merged_encoder, merged[title], bench), 4 * size, size))
+        candidates.append(Candidate(title, partial(merged_encoder, merged[title], bench), wide, size))
     compute_in_background(file for checkpoint in pool.weights.checkpoints for file in checkpoint.files)
     on_val = bench.on_val(candidates, stage)
     records: list[Record] = []
@@ -120,7 +120,7 @@ def baseline_candidates(
     """The base and the experts as candidates."""
     if baselines == "none":
         return []
-    size = sum(spec.numel for spec in pool.weights.specs.values())
+    size, wide = sizes(pool)
     found = []
     for name in ((PRETRAINED,) if pool.has_pretrained else ()) + pool.model_names:
         own = frozenset(task.name for task in bench.tasks if task.answers_to(name))
@@ -129,8 +129,15 @@ def baseline_candidates(
             label = BASE if name == PRETRAINED else name
             opened = partial(expert_encoder, pool, bench, name)
             identity = partial(expert_identity, pool, bench, name)
-            found.append(Candidate(label, opened, 4 * size, size, tasks, identity))
+            found.append(Candidate(label, opened, 4 * size if name == PRETRAINED else wide, size, tasks, identity))
     return found
+
+
+def sizes(pool: HuggingFaceClipVisionPool) -> tuple[int, int]:
+    """Parameters of a tower, and bytes of one that is loaded; a linearised one holds θ0 and τ."""
+    size = sum(spec.numel for spec in pool.weights.specs.values())
+    geometry = pool.weights.geometry
+    return size, 4 * size * (2 if geometry and geometry.linearised else 1)
 
 
 def merged_encoder(merged: Merged, bench: Bench) -> VisionEncoder:

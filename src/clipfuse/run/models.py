@@ -8,7 +8,8 @@ from typing import Any
 
 from clipfuse.checkpoints.applied import applied
 from clipfuse.checkpoints.checkpoint import open_checkpoint
-from clipfuse.checkpoints.geometry import find_geometry
+from clipfuse.checkpoints.expert_facts import read_facts
+from clipfuse.checkpoints.geometry import Geometry, find_geometry
 from clipfuse.checkpoints.hashes import compute_in_background, known_hash
 from clipfuse.checkpoints.ledger import Ledger, keep_ledger
 from clipfuse.checkpoints.locate import Located, is_remote, local_path
@@ -107,7 +108,8 @@ def write_results(folder: Path, results: Results, tables: Sequence[Table], overw
 
 
 def base_of(at: Located, given: str | None) -> str:
-    """The base of a located model: as its recipe says, else `given`, else a full CLIP itself, else the known one.
+    """The base of a located model: as its recipe says, else `given`, else as its fine-tuning says, else a full CLIP
+    itself, else the known one.
 
     A recipe's base that is a tower alone (the task-arithmetic authors') has no text side: then the others are asked.
 
@@ -125,6 +127,10 @@ def base_of(at: Located, given: str | None) -> str:
         if other := other_base(at.folder, given):
             log.warning("%s: is an adapter of %s; base=%s is another", at.ref, other, given)
         return given
+    if facts := read_facts(at.folder):
+        path = facts["base"]["path"]
+        if is_remote(path) or is_full_clip(local_path(path)):
+            return path
     if is_full_clip(at.folder):
         return at.ref
     if lost := next((m["local"] for m in members if m["name"] == PRETRAINED and m.get("local")), None):
@@ -152,6 +158,7 @@ def candidate(name: str, at: Located, base: ClipBase) -> Candidate:
     checkpoint = applied(base.checkpoint, opened)
     geometry = base.geometry if opened.is_delta else find_geometry(at.folder, checkpoint)
     check_fits(geometry, base, at.ref)
+    check_base(at, geometry, base)
 
     def load() -> VisionEncoder:
         return build_encoder(checkpoint.with_projection(), geometry, base)
@@ -159,6 +166,20 @@ def candidate(name: str, at: Located, base: ClipBase) -> Candidate:
     size = sum(checkpoint.spec(n).numel for n in checkpoint)
     memory = 4 * size * (2 if geometry.linearised else 1)
     return Candidate(name, load, memory, size, identity=lambda: identity_of_files(checkpoint, geometry, base))
+
+
+def check_base(at: Located, geometry: Geometry, base: ClipBase) -> None:
+    """Compare a base with the one that an expert was fine-tuned from: another one is warned of.
+
+    Raises:
+        ModelError: it is another one, and the expert is linearised around its own.
+    """
+    facts = read_facts(at.folder)
+    if facts and facts["base"]["identity"] != base.identity:
+        told = f"{at.ref}: was fine-tuned from {facts['base']['path']} as it was then; {base.ref} is another base"
+        if geometry.linearised:
+            raise ModelError(told)
+        log.warning(told)
 
 
 def origin(at: Located, name: str, bench: Bench) -> Mapping[str, Any]:

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from clipfuse.checkpoints.expert_facts import read_facts
 from clipfuse.errors import ClipfuseError
 from clipfuse.pool import PoolView
 from clipfuse.pool.clip_vision import HuggingFaceClipVisionPool
 from clipfuse.report import Table
-from clipfuse.run.expert_folder import read_facts
 from clipfuse.run.finetune import Expert
 from clipfuse.stats.norms import grams
 
