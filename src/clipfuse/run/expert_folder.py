@@ -64,7 +64,8 @@ def write_tower(folder: Path, trained: Trained, geometry: Geometry, dtype: torch
     """Full weights under the hub's names."""
     weights = trained.weights()
     geometry = geometry.model_copy(update={"linearised": trained.linearised})
-    write_text(folder / "config.json", json.dumps(geometry.to_config(), indent=2) + "\n")
+    config = {**geometry.to_config(), "dtype": "float32"}  # to compute in, whatever the file has
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     specs = {hub_name(name): TensorSpec(tuple(weights[name].shape), dtype) for name in sorted(weights)}
     with SafetensorsWriter(folder / "model.safetensors", specs) as writer:
         for name, value in weights.items():

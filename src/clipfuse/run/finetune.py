@@ -153,10 +153,10 @@ def make_expert(
     start = before[-1] if before else None
     asked = asked_of(plan.tasks, data, config, steps, start and start.folder)
     there = read_facts(plan.folder)
-    if there and not config.overwrite:
-        if there["key"] != key_of(asked):
-            raise OutputError(f"{plan.folder}: holds another expert; choose another --out or pass --overwrite")
+    if there and there["key"] == key_of(asked):
         return Expert(plan.name, plan.folder, there, steps, steps, kept=True)
+    if there and not config.overwrite:
+        raise OutputError(f"{plan.folder}: holds another expert; choose another --out or pass --overwrite")
     state = StateFile(plan.state, asked)
     if config.overwrite and workers.first:
         plan.state.unlink(missing_ok=True)

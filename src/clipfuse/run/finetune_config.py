@@ -29,7 +29,7 @@ class FinetuneConfig(Recipe):
     out: str | None = None
     """Folder of the model, or of a folder for each task; `experts/<base>_<recipe>` by default."""
     overwrite: bool = False
-    """Replace what a fine-tuning left there before."""
+    """Replace what another fine-tuning left there before."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps; of several processes each takes its own."""
     validate_every: int = Field(500, ge=0)
