@@ -1,5 +1,6 @@
 """The loop: gradients of batches, steps of the optimiser, validation, and states to go on from."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -26,6 +27,7 @@ from clipfuse.finetune.trained import Trained
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+log = logging.getLogger(__name__)
 AT_ONCE = 25
 """Steps whose losses are looked at together on a GPU, so that it need not wait."""
 VAL_BATCH = 64
@@ -104,6 +106,7 @@ class Training:
             if self.stopping and self.course.steps < self.steps:
                 self.save()
                 if stop.asked:
+                    log.warning("step %d of %d is saved; the same command goes on", self.course.steps, self.steps)
                     raise KeyboardInterrupt
         return self.course
 

@@ -1,6 +1,7 @@
 """What is trained and validated on: rows of the tasks' splits, and what tells which they were."""
 
 import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -133,6 +134,7 @@ def facts_of(task: Task, found: Chosen, head: Head) -> dict[str, Any]:
         "rows": found.rows,
         "held_out": found.held_out,
         "val_images": len(found.val_rows),
+        "words": hashlib.sha256(json.dumps([task.classes, task.templates]).encode()).hexdigest(),
         "head": head.key,
         "hub_dataset": task.hub_dataset,
         "revision": origin.get("commit") or origin.get("revision"),

@@ -30,7 +30,7 @@ def asked_of(
     """All that the result depends on; what depends on rounding only may change when it goes on."""
     but = {"micro_batch_size", "gradient_checkpointing"}
     recipe = {key: value for key, value in config.settings().items() if key not in but}
-    words = ("name", "split", "images", "classes", "fingerprint", "rows", "held_out", "val_images", "head")
+    words = ("name", "split", "images", "classes", "fingerprint", "rows", "held_out", "val_images", "words")
     return {
         "kind": config.kind,
         "mode": config.mode,
