@@ -40,7 +40,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from clipfuse.cli.finetune import line_of
 from clipfuse.cli.live import live
 from clipfuse.config.presets import load_preset
-from clipfuse.run.finetune import finetune
+from clipfuse.run.finetune import Expert, finetune
 from clipfuse.tiny import WEIGHTS, digits, glyphs, sprites
 from clipfuse.tiny.suite import SUITE
 from clipfuse.tiny.task import TinyTask
@@ -169,9 +169,12 @@ def make_experts(seed: int, into: Path) -> None:
     say(f"seed {seed}, from the base {digest(WEIGHTS / 'base')}")
     pool = load_preset("taskpool", "tiny_TA8")
     tree = {"taskpool": pool, "recipe": "tiny", "seed": seed, "out": str(into), "overwrite": True}
-    for expert in finetune(tree, live):
-        say(line_of(expert).partition(" → " + str(into))[0])
+
+    def done(expert: Expert) -> None:
+        say(line_of(expert).replace(f" → {expert.folder}", ""))
         check_expert(expert.folder)
+
+    finetune(tree, live, done)
     if into == WEIGHTS:  # the package has a preset instead
         (into / "modelpool.yaml").unlink()
 

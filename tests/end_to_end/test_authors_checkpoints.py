@@ -190,7 +190,7 @@ def test_rules_merge_a_projection_like_any_matrix(folder: Path, tmp_path: Path, 
     assert all(PROJECTION in delta.tensors for delta in deltas.values())
     zero = {key: pool.weights.lead[key] for key in pool.weights.specs}
     alias = "encoder.layers.0.mlp.fc1.weight"
-    twin = {task: TaskVector({**d.tensors, alias: d.tensors[PROJECTION]}, d.geometry) for task, d in deltas.items()}
+    twin = {task: TaskVector({**d.tensors, alias: d.tensors[PROJECTION]}) for task, d in deltas.items()}
     base = {**zero, alias: zero[PROJECTION]}
     stored = {hub_name(key): value for key, value in base.items()}
     found = clipfuse.merge({"_pretrained_": stored, **twin}, name).tensors

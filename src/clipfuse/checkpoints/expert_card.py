@@ -15,7 +15,7 @@ ONLY_LORA = ("rank", "lora_alpha", "lora_dropout", "target_modules")
 
 TRAINED = {
     "full": "the whole vision encoder",
-    "attention": "weights and biases of its attentions",
+    "attention": "the weight matrices of its attentions",
     "lora": "the factors of a LoRA",
 }
 """What a recipe's `train` means, in words."""
@@ -51,7 +51,7 @@ def front_matter(facts: Mapping[str, Any]) -> str:
     kind, path = facts["kind"], facts["base"]["path"]
     tags = ["clipfuse", *(["lora"] if "lora" in kind else []), *(["linearised"] if "linearised" in kind else [])]
     tree: dict[str, Any] = {
-        "library_name": "transformers",
+        "library_name": "clipfuse" if "linearised" in kind else "transformers",
         "pipeline_tag": "zero-shot-image-classification",
         "tags": tags,
     }
@@ -188,6 +188,8 @@ def again(facts: Mapping[str, Any]) -> str:
     lines = ["## Make it again", ""]
     lines += ["Put this into `recipe.yaml`; `clipfuse finetune recipe.yaml --out again` trains the same again:"]
     lines += ["", "```yaml", *finetune_file(facts).splitlines(), "```", ""]
+    if any(task["hub_dataset"] is None and not task["name"].startswith("tiny-") for task in facts["tasks"]):
+        lines += ["A task that is described in a YAML file of its own goes into `task` by the path of that file.", ""]
     lines += [
         "Images, their order and all random numbers are the same; other machines and versions round otherwise.",
         "",

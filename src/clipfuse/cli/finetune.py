@@ -31,14 +31,15 @@ def command(given: Given, words: Words = None, max_minutes: Minutes = None, as_j
     from clipfuse.run.finetune import finetune
     from clipfuse.run.siblings import cosines, siblings
 
-    experts = finetune(tree, live)
+    tell = is_first() and not as_json
+    experts = finetune(tree, live, lambda expert: print(line_of(expert)) if tell else None)
     if not is_first():
         return
     done = [expert for expert in experts if expert.facts is not None]
     if as_json:
         print_json([{"name": e.name, "folder": str(e.folder), "steps": e.steps, "facts": e.facts} for e in experts])
     else:
-        for expert in experts:
+        for expert in experts[len(done) :]:
             print(line_of(expert))
         if done and (table := cosines(siblings(done))):
             table.print()

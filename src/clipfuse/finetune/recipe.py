@@ -96,6 +96,11 @@ class Recipe(Config):
         return self.lr * (1 + cos(pi * (step - self.warmup_steps) / (steps - self.warmup_steps))) / 2
 
     @property
+    def drops(self) -> bool:
+        """Whether there is dropout, whose masks depend on how a batch is divided."""
+        return self.train == "lora" and self.lora_dropout > 0
+
+    @property
     def kind(self) -> str:
         """What comes out: full, linearised, lora or linearised-lora."""
         if self.train == "lora":

@@ -21,21 +21,33 @@ def make_accelerator(
     """An `Accelerator` on a device, or on the one of this process where `torchrun` started several.
 
     Raises:
-        ConfigError: a precision that the device does not have, or a tracker that is not known or not installed.
+        ConfigError: as `check_precision`.
     """
-    from accelerate import Accelerator
+    check_precision(device, precision)
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import GradientAccumulationPlugin
 
-    check_trackers(report_to)
-    if precision == "float16" and device.type == "cpu":
-        raise ConfigError("precision: float16 needs a GPU; bfloat16 and float32 do not")
     several = PartialState._shared_state.get("num_processes", 1) > 1
     AcceleratorState._reset_state(reset_partial_state=not several)  # an earlier training's device and precision
     if device.type == "cuda" and device.index is not None and not several:
         torch.cuda.set_device(device)
     return Accelerator(
-        mixed_precision=MIXED[precision], cpu=device.type == "cpu", log_with=list(report_to) or None, project_dir=logs
+        mixed_precision=MIXED[precision],
+        cpu=device.type == "cpu",
+        log_with=list(report_to) or None,
+        project_dir=logs,
+        # batches are accumulated here; without this a variable of the environment would scale the gradients
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        # a process without images of its own in a validation makes no forward pass, and would miss the broadcast
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+
+
+def check_precision(device: torch.device, precision: str) -> None:
+    """Raises ConfigError for a precision that the device does not have."""
+    if precision == "float16" and device.type == "cpu":
+        raise ConfigError("precision: float16 needs a GPU; bfloat16 and float32 do not")
 
 
 def check_trackers(report_to: Sequence[str]) -> None:
@@ -59,7 +71,7 @@ def begin_tracking(accelerator: "Accelerator", name: str, settings: Mapping[str,
     }
     named = {"wandb": {"name": name}, "trackio": {"name": name}, "mlflow": {"run_name": name}}
     if accelerator.log_with:
-        accelerator.init_trackers(name if accelerator.log_with == ["tensorboard"] else "clipfuse", plain, named)
+        accelerator.init_trackers("clipfuse", plain, named)
 
 
 def end_tracking(accelerator: "Accelerator") -> None:

@@ -87,16 +87,31 @@ class StateFile:
         """Steps that the file knows, 0 without one. Raises OutputError as `load`, before anything expensive."""
         return len(self.facts()["losses"]) if self.path.is_file() else 0
 
-    def facts(self) -> dict[str, Any]:
+    def clear(self) -> None:
+        """Remove the state of another training; this one's stays. Raises OutputError for a stranger's file."""
+        if self.path.is_file() and self.difference(self.stored()):
+            self.path.unlink()
+
+    def stored(self) -> dict[str, Any]:
+        """What the file says of itself. Raises OutputError if it is no state."""
         try:
             with safe_open(self.path, "pt") as file:
                 facts = json.loads(file.metadata()["state"])
-            found, _, _ = facts["asked"], facts["losses"], facts["val"]
+            _ = facts["asked"], facts["losses"], facts["val"]
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             raise OutputError(
                 f"{self.path}: is no state of a fine-tuning, or damaged; delete it to begin anew"
             ) from None
-        if difference := first_difference(json.loads(json.dumps(self.asked)), found):
+        return facts
+
+    def difference(self, facts: Mapping[str, Any]) -> str | None:
+        """Where a state is another training's, in words."""
+        return first_difference(json.loads(json.dumps(self.asked)), facts["asked"])
+
+    def facts(self) -> dict[str, Any]:
+        """What the file says, if it is of this training. Raises OutputError."""
+        facts = self.stored()
+        if difference := self.difference(facts):
             raise OutputError(
                 f"{self.path}: is the state of another fine-tuning ({difference}); go on with that one, delete the "
                 "file, or pass --overwrite"

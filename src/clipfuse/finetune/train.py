@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from math import isfinite
@@ -18,6 +18,7 @@ from clipfuse.errors import ModelError
 from clipfuse.evaluate.forward import out_of_memory
 from clipfuse.finetune.batches import Batches, Part, TrainingTask
 from clipfuse.finetune.memory import advice
+from clipfuse.finetune.optimiser import clip, gradient_norm, make_optimizer
 from clipfuse.finetune.order import seed_of
 from clipfuse.finetune.recipe import Recipe
 from clipfuse.finetune.state import Course, StateFile
@@ -91,23 +92,23 @@ class Training:
             KeyboardInterrupt: ^C or SIGTERM; the state is saved first.
         """
         first = self.course.steps
-        if not self.course.val:
-            self.validate(0)
         self.how.told(first)
         loaded = ahead(self.batches.load, range(first, self.steps))
-        with Stop() as stop, self.memory_told():
+        with Stop() as stop, self.memory_told(), self.own_random_numbers():
             try:
+                if not self.course.val:
+                    self.validate(0)
                 for step, parts in enumerate(loaded, first):
                     self.make_step(step, parts, stop)
                     if self.stopping:
                         break
             finally:
                 loaded.close()
-            if self.stopping and self.course.steps < self.steps:
+            if stop.asked or (self.stopping and self.course.steps < self.steps):
                 self.save()
-                if stop.asked:
-                    log.warning("step %d of %d is saved; the same command goes on", self.course.steps, self.steps)
-                    raise KeyboardInterrupt
+            if stop.asked:
+                log.warning("step %d of %d is saved; the same command goes on", self.course.steps, self.steps)
+                raise KeyboardInterrupt
         return self.course
 
     def make_step(self, step: int, parts: Sequence[Part], stop: Stop) -> None:
@@ -115,11 +116,13 @@ class Training:
         pause = step + 1 == self.steps or bool(every and (step + 1) % every == 0)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate(step, self.steps)
-        self.pending.append(self.gradients(step, parts))
+        loss = self.gradients(step, parts)
+        norm = gradient_norm(self.accelerator, self.trained.parameters)
+        self.pending.append(torch.stack([loss, norm]))
         if self.device.type == "cpu":  # before the weights change, so that the last good ones are still there
             self.look(stop)
         if self.recipe.max_grad_norm is not None:
-            self.accelerator.clip_grad_norm_(list(self.trained.parameters.values()), self.recipe.max_grad_norm)
+            clip(self.accelerator, self.trained.parameters, self.recipe.max_grad_norm, norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.pending and (pause or len(self.pending) == AT_ONCE):
@@ -131,7 +134,7 @@ class Training:
 
     def gradients(self, step: int, parts: Sequence[Part]) -> Tensor:
         """Accumulate the gradients of a step; this process's share of the loss."""
-        if self.recipe.train == "lora" and self.recipe.lora_dropout:
+        if self.recipe.drops:
             torch.manual_seed(seed_of(self.recipe.seed, "dropout", step, self.accelerator.process_index))
         self.tower.train()
         whole = torch.zeros((), device=self.device)
@@ -154,22 +157,23 @@ class Training:
     def look(self, stop: Stop) -> None:
         """Gather the losses of the last steps, and whether any process is to stop. Raises ModelError."""
         late = self.how.deadline is not None and time.monotonic() >= self.how.deadline
-        told = torch.stack([*self.pending, torch.tensor(float(stop.asked or late), device=self.device)])
-        found: Tensor = self.accelerator.reduce(told, "sum")  # type: ignore[assignment]
-        *losses, asked = found.tolist()
+        asked = torch.tensor([float(stop.asked or late), 0.0], device=self.device)
+        found: Tensor = self.accelerator.reduce(torch.stack([*self.pending, asked]), "sum")  # type: ignore[assignment]
+        *steps, (stops, _) = found.tolist()
         self.pending.clear()
-        for loss in losses:
-            if not isfinite(loss):
-                self.refuse(loss)
+        for loss, norm in steps:
+            if not (isfinite(loss) and isfinite(norm)):
+                self.refuse(loss, norm / self.accelerator.num_processes)
             self.course.losses.append(loss)
             rate = self.recipe.rate(self.course.steps - 1, self.steps)
             self.accelerator.log({"loss": loss, "lr": rate}, step=self.course.steps)
-        self.stopping = asked > 0
-        self.how.told(len(losses), f"loss {losses[-1]:.3f}")
+        self.stopping = stops > 0
+        self.how.told(len(steps), f"loss {steps[-1][0]:.3f}")
 
-    def refuse(self, loss: float) -> None:
+    def refuse(self, loss: float, norm: float) -> None:
         """Keep the last good state, and say where it went wrong. Raises ModelError."""
         step, path = self.course.steps, self.how.state.path
+        what = f"the loss is {loss}" if not isfinite(loss) else f"the norm of the gradient is {norm}"
         if self.device.type == "cpu":
             self.save()
         kept = "no state was saved"
@@ -177,17 +181,19 @@ class Training:
             kept = f"the state after step {self.how.state.check()} is kept in {path}"
         batch = self.batches.described(step)
         raise ModelError(
-            f"the loss is {loss} at step {step + 1} of {self.steps} (its batch: {batch}); {kept}; "
-            "a lower lr, warmup_steps, max_grad_norm=1 or precision=float32 may help"
+            f"{what} at step {step + 1} of {self.steps} (its batch: {batch}); {kept}; "
+            "a lower lr, warmup_steps, max_grad_norm=1 or precision=float32 may help (with --overwrite)"
         )
 
     def save(self) -> None:
         """Write the state, by the first process."""
         scaler = self.accelerator.scaler
+        self.saved = time.monotonic()
+        if not all(bool(value.isfinite().all()) for value in self.trained.parameters.values()):
+            return  # the last state that is good stays
         if self.accelerator.is_main_process:
             extra = scaler.state_dict() if scaler is not None else None
             self.how.state.save(self.trained.parameters, self.inner_optimizer, self.course, extra)
-        self.saved = time.monotonic()
 
     @torch.no_grad()
     def validate(self, step: int) -> None:
@@ -199,8 +205,9 @@ class Training:
                 continue
             told = torch.zeros(3, device=self.device)
             mine = task.val[first::count]
-            for start in range(0, len(mine), VAL_BATCH):
-                rows = list(mine[start : start + VAL_BATCH])
+            size = min(VAL_BATCH, self.recipe.micro_batch_size or VAL_BATCH)
+            for start in range(0, len(mine), size):
+                rows = list(mine[start : start + size])
                 labels = task.val_rows.labels[rows].to(self.device)
                 logits = self.logits(number, task.val_rows.pixels(rows, self.device))
                 right = (logits.argmax(-1) == labels).sum()
@@ -223,14 +230,12 @@ class Training:
             if not out_of_memory(error):
                 raise
         share = -(-self.recipe.batch_size // self.accelerator.num_processes)
-        raise ModelError(advice(self.trained, self.recipe, self.device, self.how.preprocess.crop, share))
+        begun = bool(self.inner_optimizer.state)
+        raise ModelError(advice(self.trained, self.recipe, self.device, self.how.preprocess.crop, share, begun))
 
-
-def make_optimizer(parameters: Mapping[str, torch.nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    """All parameters in one group, with the fused kernels."""
-    values = list(parameters.values())
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(values, recipe.lr, weight_decay=recipe.weight_decay, fused=True)
-    kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
-    betas = (recipe.betas[0], recipe.betas[1])
-    return kind(values, recipe.lr, betas, weight_decay=recipe.weight_decay, fused=True)
+    @contextmanager
+    def own_random_numbers(self) -> Iterator[None]:
+        """Inside, dropout is seeded for each step; the caller's random numbers are what they were afterwards."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices) if self.recipe.drops else nullcontext():
+            yield

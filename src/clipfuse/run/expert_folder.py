@@ -53,7 +53,7 @@ def write_expert(
             )
         else:
             write_tower(temporary, trained, geometry, getattr(torch, recipe.dtype))
-        write_text(temporary / FACTS, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        write_text(temporary / FACTS, json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         write_text(temporary / "README.md", expert_card(facts))
         title = f"{', '.join(task['name'] for task in facts['tasks'])}: {facts['recipe']['name']}"
         write_text(temporary / "curves.svg", curve_picture(title, curve["loss"], curve["accuracy"]))

@@ -67,6 +67,11 @@ class FinetuneConfig(Recipe):
     def trackers(self) -> list[str]:
         return [self.report_to] if isinstance(self.report_to, str) else list(self.report_to)
 
+    def validation(self) -> dict[str, Any]:
+        """What is looked at while training, and how often; and unreadable images, if they are skipped."""
+        skipped = {"unreadable": "skip"} if self.unreadable == "skip" else {}
+        return {"validate_every": self.validate_every, "val_images": self.val_images, **skipped}
+
     def settings(self) -> dict[str, Any]:
         """The recipe, as plain data."""
         return Recipe.model_validate({k: getattr(self, k) for k in Recipe.model_fields}).model_dump(mode="json")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from clipfuse.cache import cache_folder
 from clipfuse.data import ImageSet, Preprocess, open_images, open_split, read_preprocess
@@ -15,9 +16,10 @@ from clipfuse.data.fingerprint import fingerprint
 from clipfuse.data.gather import Rows
 from clipfuse.data.image_cache import unreadable_rows
 from clipfuse.data.splits import VAL_SHARE, Split, seeded_rows
-from clipfuse.errors import ModelError
+from clipfuse.errors import ModelError, TaskError
 from clipfuse.evaluate.workers import Workers
 from clipfuse.finetune.batches import TrainingTask
+from clipfuse.finetune.lora_layers import add_lora
 from clipfuse.heads import Head, zero_shot_heads
 from clipfuse.models.clip_base import ClipBase, open_base
 from clipfuse.run.bench import decode
@@ -27,6 +29,8 @@ from clipfuse.run.tasks import draw_tiny
 from clipfuse.tasks import Task
 
 log = logging.getLogger(__name__)
+VAL_SEED = 0
+"""Of the tenth of train that is held out: evaluation's by default, so that both take the same images for val."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ def open_data(tasks: Sequence[Task], base: str, config: FinetuneConfig, workers:
         preprocess = read_preprocess(clip.folder)
         if preprocess.crop != (side := clip.geometry.image_size):
             raise ModelError(f"{base}: its processor gives images of {preprocess.crop} px, its tower takes {side}")
+        check_fits_recipe(clip, config)
         chosen = [choose(task, train, preprocess, config) for task, train in zip(tasks, trains, strict=True)]
         heads = zero_shot_heads(clip, tasks, cache_folder("heads"))
         decode([images for found in chosen for images in (found.images, found.val) if images], stage)
@@ -79,10 +84,20 @@ def open_data(tasks: Sequence[Task], base: str, config: FinetuneConfig, workers:
     return Data(clip, preprocess, found, facts)
 
 
+def check_fits_recipe(base: ClipBase, config: FinetuneConfig) -> None:
+    """Raises ConfigError for a LoRA that does not fit the tower."""
+    if config.train == "lora":
+        from transformers import CLIPVisionConfig, CLIPVisionModel
+
+        with torch.device("meta"):
+            tower = CLIPVisionModel(CLIPVisionConfig(**base.geometry.model_dump()))
+        add_lora(tower, config.rank, config.lora_alpha, 0.0, config.target_modules, False, torch.Generator())
+
+
 def choose(task: Task, train: Split, preprocess: Preprocess, config: FinetuneConfig) -> Chosen:
     """The rows of a task that are trained on, and its val images: of its own split, or held out of train."""
     count, own = len(train), "val" in task.splits
-    held = seeded_rows(count, max(1, int(VAL_SHARE * count)), config.seed) if config.hold_out and not own else []
+    held = seeded_rows(count, max(1, int(VAL_SHARE * count)), VAL_SEED) if config.hold_out and not own else []
     out = set(held)
     rest = [row for row in range(count) if row not in out]
     if config.limit is not None and config.limit < len(rest):
@@ -105,7 +120,11 @@ def choose(task: Task, train: Split, preprocess: Preprocess, config: FinetuneCon
 
 
 def readable(found: Chosen) -> Chosen:
-    """The same without images that cannot be read, where these are to be skipped. They are told in the log."""
+    """The same without images that cannot be read, where these are to be skipped. They are told in the log.
+
+    Raises:
+        TaskError: there is nothing to train on.
+    """
 
     def but(images: ImageSet | None, rows: Sequence[int]) -> Sequence[int]:
         if images is None or images.entry is None or images.unreadable == "error":
@@ -119,7 +138,10 @@ def readable(found: Chosen) -> Chosen:
             )
         return kept
 
-    return replace(found, train=but(found.images, found.train), val_rows=but(found.val, found.val_rows))
+    found = replace(found, train=but(found.images, found.train), val_rows=but(found.val, found.val_rows))
+    if not found.train:
+        raise TaskError(f"{found.images.split.task}: no image of train is left to train on")
+    return found
 
 
 def facts_of(task: Task, found: Chosen, head: Head) -> dict[str, Any]:
@@ -144,5 +166,5 @@ def facts_of(task: Task, found: Chosen, head: Head) -> dict[str, Any]:
 
 def training_task(task: Task, found: Chosen, head: Head) -> TrainingTask:
     rows = Rows(found.images)
-    val = rows if found.val is found.images else Rows(found.val) if found.val else None
+    val = Rows(found.val) if found.val else None  # its own: batches are loaded while it is read
     return TrainingTask(task.name, head, rows, found.train, val, found.val_rows)

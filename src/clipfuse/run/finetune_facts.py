@@ -4,11 +4,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from clipfuse.checkpoints.hashes import compute_hash
 from clipfuse.checkpoints.locate import locate
+from clipfuse.errors import ModelError
 from clipfuse.finetune.state import Course
 from clipfuse.finetune.trained import Trained
 from clipfuse.run.expert_folder import curve_of, val_of
@@ -25,10 +27,14 @@ def key_of(asked: Mapping[str, Any]) -> str:
 
 
 def asked_of(
-    tasks: Sequence[str], data: Data, config: FinetuneConfig, steps: int, start: Path | None
+    tasks: Sequence[str], data: Data, config: FinetuneConfig, steps: int, processes: int, start: Path | None
 ) -> dict[str, Any]:
-    """All that the result depends on; what depends on rounding only may change when it goes on."""
-    but = {"micro_batch_size", "gradient_checkpointing"}
+    """All that the result depends on; what only rounding depends on may change when it goes on.
+
+    Masks of dropout are drawn for each forward pass, so with them the division of a batch counts, too.
+    """
+    but = set() if config.drops else {"micro_batch_size"}
+    but.add("gradient_checkpointing")
     recipe = {key: value for key, value in config.settings().items() if key not in but}
     words = ("name", "split", "images", "classes", "fingerprint", "rows", "held_out", "val_images", "words")
     return {
@@ -39,6 +45,8 @@ def asked_of(
         "start": None if start is None else compute_hash(start / "model.safetensors"),
         "recipe": recipe,
         "steps": steps,
+        "processes": processes if config.drops else None,
+        "validation": config.validation(),
     }
 
 
@@ -68,7 +76,7 @@ def facts_of(
         "base": base,
         "start": {"before": list(before), "sha256": asked["start"]} if before else None,
         "recipe": {"name": Path(config.recipe).stem, **config.settings()},
-        "validation": {"validate_every": config.validate_every, "val_images": config.val_images},
+        "validation": config.validation(),
         "steps": asked["steps"],
         "val": val_of(course),
         "versions": versions,
@@ -79,5 +87,7 @@ def facts_of(
 def sizes_of(trained: Trained) -> dict[str, Any]:
     """How many parameters were trained of how many, and how far all of them moved."""
     squares = sum(float(tau.double().square().sum()) for tau in trained.moved().values())
+    if not isfinite(squares):
+        raise ModelError("the weights are not finite after the last step; a lower lr or max_grad_norm=1 may help")
     numbers = [sum(value.numel() for value in group.values()) for group in (trained.parameters, trained.start)]
     return {"parameters": dict(zip(("trained", "total"), numbers, strict=True)), "task_vector": {"norm": squares**0.5}}

@@ -9,7 +9,7 @@ from typing import Any
 from clipfuse.checkpoints.applied import applied
 from clipfuse.checkpoints.checkpoint import open_checkpoint
 from clipfuse.checkpoints.expert_facts import read_facts
-from clipfuse.checkpoints.geometry import Geometry, find_geometry
+from clipfuse.checkpoints.geometry import find_geometry
 from clipfuse.checkpoints.hashes import compute_in_background, known_hash
 from clipfuse.checkpoints.ledger import Ledger, keep_ledger
 from clipfuse.checkpoints.locate import Located, is_remote, local_path
@@ -158,7 +158,8 @@ def candidate(name: str, at: Located, base: ClipBase) -> Candidate:
     checkpoint = applied(base.checkpoint, opened)
     geometry = base.geometry if opened.is_delta else find_geometry(at.folder, checkpoint)
     check_fits(geometry, base, at.ref)
-    check_base(at, geometry, base)
+    if geometry.linearised and (told := other_origin(at, base)):
+        raise ModelError(told)
 
     def load() -> VisionEncoder:
         return build_encoder(checkpoint.with_projection(), geometry, base)
@@ -168,18 +169,12 @@ def candidate(name: str, at: Located, base: ClipBase) -> Candidate:
     return Candidate(name, load, memory, size, identity=lambda: identity_of_files(checkpoint, geometry, base))
 
 
-def check_base(at: Located, geometry: Geometry, base: ClipBase) -> None:
-    """Compare a base with the one that an expert was fine-tuned from: another one is warned of.
-
-    Raises:
-        ModelError: it is another one, and the expert is linearised around its own.
-    """
+def other_origin(at: Located, base: ClipBase) -> str | None:
+    """In words, if an expert says that it was fine-tuned from another base."""
     facts = read_facts(at.folder)
-    if facts and facts["base"]["identity"] != base.identity:
-        told = f"{at.ref}: was fine-tuned from {facts['base']['path']} as it was then; {base.ref} is another base"
-        if geometry.linearised:
-            raise ModelError(told)
-        log.warning(told)
+    if not facts or facts["base"]["identity"] == base.identity:
+        return None
+    return f"{at.ref}: was fine-tuned from {facts['base']['path']} as it was then; {base.ref} is another base"
 
 
 def origin(at: Located, name: str, bench: Bench) -> Mapping[str, Any]:
@@ -192,6 +187,8 @@ def origin(at: Located, name: str, bench: Bench) -> Mapping[str, Any]:
         return {"role": "merged", "recipe": recipe | {"pool": pool}, "source": source, "uses": recipe["uses"]}
     if at.ref == bench.base.ref:
         return {"role": "base", "source": source}
+    if told := other_origin(at, bench.base):
+        log.warning(told)
     return {"role": "expert" if any(is_expert(name, task) for task in bench.tasks) else "other", "source": source}
 
 
