@@ -110,6 +110,7 @@ def test_killed_and_interrupted_it_ends_with_the_same_bits(place: dict[str, str]
 
 def test_two_processes_take_the_steps_of_one(place: dict[str, str], tmp_path: Path):
     settings = {**place, "steps": 4, "lr": 1e-2, "optimizer": "sgd", "batch_size": 9, "micro_batch_size": 3}
+    settings["val_images"] = 1  # so one of two processes has none
     one = fine_tune(**settings, out=str(tmp_path / "one"))[0]
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
     command = [
@@ -131,7 +132,7 @@ def test_two_processes_take_the_steps_of_one(place: dict[str, str], tmp_path: Pa
     for name, value in mine.items():
         assert (value - its[name]).norm() <= 1e-4 * (value - start[name]).norm() + 1e-6, name
     facts = [json.loads((folder / "finetune.json").read_text()) for folder in (one.folder, tmp_path / "two")]
-    assert facts[0]["val"]["colours"]["n"] == facts[1]["val"]["colours"]["n"] == 36
+    assert facts[0]["val"]["colours"]["n"] == facts[1]["val"]["colours"]["n"] == 1
     assert facts[0]["curve"]["loss"] == [
         [step, pytest.approx(loss, rel=1e-4)] for step, loss in facts[1]["curve"]["loss"]
     ]

@@ -2,6 +2,7 @@
 
 import json
 import random
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,8 @@ from clipfuse.cli.finetune import line_of
 from clipfuse.config.presets import load_preset
 from clipfuse.data import open_images, open_split, read_preprocess
 from clipfuse.data.gather import Rows
-from clipfuse.errors import ModelError, OutputError
+from clipfuse.errors import ConfigError, ModelError, OutputError, TaskError
+from clipfuse.evaluate.workers import Workers
 from clipfuse.finetune.order import Order
 from clipfuse.finetune.train import Training
 from clipfuse.heads import zero_shot_heads
@@ -280,12 +282,12 @@ def test_what_is_held_out_is_not_trained_on(place: dict[str, Any], tmp_path: Pat
 
     monkeypatch.setattr(Training, "run", watch)
     task = write_task(tmp_path / "other", "hues", splits="train test", count=20)
-    expert = fine_tune(**place | {"task": task}, hold_out=True, out=str(tmp_path / "a"))[0]
+    expert = fine_tune(**place | {"task": task}, hold_out=True, seed=3, out=str(tmp_path / "a"))[0]
     assert expert.facts
     assert expert.facts["tasks"][0]["held_out"] == 6 == len(seen["val"])
     assert not seen["train"] & seen["val"]
     assert len(seen["train"]) == 54
-    val = open_split(read_task(Path(task)), "val", seed=0)
+    val = open_split(read_task(Path(task)), "val")
     assert list(val.rows or ()) == sorted(seen["val"]), "the very images that evaluation takes for val"
     whole = fine_tune(**place | {"task": task}, out=str(tmp_path / "b"))[0]
     assert whole.facts
@@ -319,3 +321,116 @@ def test_an_adapter_is_the_expert_that_was_trained(kind: str, place: dict[str, A
     assert (mine - theirs).abs().max() <= 1e-6 * mine.abs().max()
     assert (mine - start).abs().max() > 1e-3
     assert set(full) == set(base)
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
+    place: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    gradients = Training.gradients
+
+    def spoilt(self: Training, step: int, parts: Any) -> Any:
+        loss = gradients(self, step, parts)
+        if step == 3:
+            next(iter(self.trained.parameters.values())).grad.fill_(float("nan"))  # type: ignore[union-attr]
+        return loss
+
+    monkeypatch.setattr(Training, "gradients", spoilt)
+    with pytest.raises(ModelError, match="the norm of the gradient is nan at step 4 of 12 .*after step 3 is kept"):
+        fine_tune(**place, save_minutes=0.0, out=str(tmp_path / "expert"))
+    kept = load_file(tmp_path / "expert.state.safetensors")
+    assert all(value.isfinite().all() for value in kept.values())
+
+
+def test_weights_that_are_not_finite_are_not_an_expert(place: dict[str, Any], tmp_path: Path):
+    with pytest.raises(ModelError, match="the loss on val is nan after step 1"):
+        fine_tune(**place | {"optimizer": "sgd", "lr": 1e38, "steps": 1}, out=str(tmp_path / "expert"))
+    assert not (tmp_path / "expert").exists()
+
+
+def test_overwrite_goes_on_with_its_own_state(place: dict[str, Any], tmp_path: Path):
+    out = str(tmp_path / "expert")
+    fine_tune(**place | {"lr": 2e-3}, out=out)
+    again = {"out": out, "overwrite": True, "max_minutes": 1e-9}
+    assert [fine_tune(**place, **again)[0].steps for _ in range(3)] == [1, 2, 3]
+
+
+def test_an_interruption_of_the_last_validation_is_one(
+    place: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole = fine_tune(**place, out=str(tmp_path / "whole"))[0]
+    validate = Training.validate
+
+    def interrupted(self: Training, step: int) -> None:
+        if step == STEPS:
+            signal.raise_signal(signal.SIGINT)
+        validate(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "validate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fine_tune(**place, out=str(tmp_path / "parts"))
+    assert files(fine_tune(**place, out=str(tmp_path / "parts"))[0].folder) == files(whole.folder)
+
+
+def test_what_is_wrong_with_the_last_task_is_told_before_the_first_one_is_trained(
+    place: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    other = write_task(tmp_path / "tasks", "hues", count=9)
+    settings = place | {"task": [place["task"], other], "out": str(tmp_path / "experts")}
+    del settings["steps"]
+    monkeypatch.setattr(Training, "run", lambda self: pytest.fail("nothing is to be trained"))
+    with pytest.raises(ConfigError, match="epochs: the recipe has none for hues"):
+        fine_tune(**settings, epochs={"colours": 1.0})
+    (tmp_path / "experts" / "hues").mkdir(parents=True)
+    (tmp_path / "experts" / "hues" / "mine.txt").write_text("x")
+    with pytest.raises(OutputError, match="hues: is not empty"):
+        fine_tune(**settings, epochs=1.0)
+    with pytest.raises(ConfigError, match="rank"):
+        fine_tune(**place, recipe="lora", rank=999, out=str(tmp_path / "a"))
+    monkeypatch.setattr("clipfuse.run.finetune.find_workers", lambda device: Workers(0, 2))
+    with pytest.raises(ConfigError, match="batch_size: is 1 for 2 processes"):
+        fine_tune(**place, batch_size=1, out=str(tmp_path / "a"))
+
+
+def test_the_base_is_never_overwritten(place: dict[str, Any], tmp_path: Path):
+    convert(place["base"], tmp_path / "copy", "clip", base=place["base"])
+    before = files(tmp_path / "copy")
+    with pytest.raises(OutputError, match="holds the input"):
+        fine_tune(**place | {"base": str(tmp_path / "copy")}, out=str(tmp_path / "copy"), overwrite=True)
+    assert files(tmp_path / "copy") == before
+
+
+def test_the_pools_file_grows_and_a_strangers_stays(place: dict[str, Any], tmp_path: Path):
+    other = write_task(tmp_path / "tasks", "hues", count=9)
+    out, once = tmp_path / "experts", place | {"steps": 1}
+    third = write_task(tmp_path / "tasks", "shades", count=5)
+    fine_tune(**once | {"task": [place["task"], other]}, out=str(out))
+    fine_tune(**once | {"task": [third, other]}, out=str(out))
+    names = [member["name"] for member in load_preset("modelpool", str(out / "modelpool.yaml"))["models"]]
+    assert names == ["_pretrained_", "colours", "hues", "shades"]
+    (out / "modelpool.yaml").write_text("mine: true\n")
+    fine_tune(**once | {"task": [place["task"], other]}, out=str(out))
+    assert (out / "modelpool.yaml").read_text() == "mine: true\n"
+
+
+def test_the_folder_that_one_is_in(place: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ConfigError, match="out: is the folder that you are in"):
+        fine_tune(**place | {"steps": 1}, out=".")
+
+
+def test_nothing_to_train_on(place: dict[str, Any], tmp_path: Path):
+    for picture in (tmp_path / "tasks/colours/train").rglob("*.png"):
+        picture.write_bytes(b"no picture")
+    with pytest.raises(TaskError, match="colours: no image of train is left to train on"):
+        fine_tune(**place, unreadable="skip", out=str(tmp_path / "expert"))
+
+
+def test_the_environment_does_not_scale_gradients(
+    place: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    settings = place | {"optimizer": "sgd", "steps": 2}
+    first = fine_tune(**settings, out=str(tmp_path / "a"))[0]
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert files(fine_tune(**settings, out=str(tmp_path / "b"))[0].folder) == files(first.folder)

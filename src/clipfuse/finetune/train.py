@@ -215,6 +215,8 @@ class Training:
                 told += torch.stack([torch.full_like(loss, len(rows)), right.to(loss), loss])
             found: Tensor = self.accelerator.reduce(told, "sum")  # type: ignore[assignment]
             n, correct, loss = found.tolist()
+            if not isfinite(loss):
+                raise ModelError(f"the loss on val is {loss} after step {step}; a lower lr or max_grad_norm=1 may help")
             self.course.val.append(
                 {"step": step, "task": task.name, "n": int(n), "correct": int(correct), "loss": loss / n}
             )

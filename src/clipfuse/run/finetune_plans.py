@@ -46,7 +46,9 @@ def base_of(config: FinetuneConfig, tasks: Sequence[Task]) -> str:
 
 
 def make_plans(config: FinetuneConfig, tasks: Sequence[Task], base: str) -> list[Plan]:
-    """The models that are to be made, in order."""
+    """The models that are to be made, in order. Raises ConfigError for the folder that one is in."""
+    if config.out and Path(config.out).resolve() == Path.cwd():
+        raise ConfigError("out: is the folder that you are in; name one inside, as in --out expert")
     names = [task.name for task in tasks]
     parts = [Path(base.rstrip("/").partition("@")[0]).name]
     parts += [Path(config.recipe).stem] if config.recipe != PUBLISHED else []
