@@ -1,6 +1,7 @@
 """What `scripts/make_tiny.py` makes: the same again from the same sources and the same base."""
 
 import hashlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from clipfuse.checkpoints.expert_facts import read_facts
 from clipfuse.config.presets import load_preset
+from clipfuse.run.finetune import fine_tune
 from clipfuse.run.finetune_config import finetune_config
 from clipfuse.tiny import WEIGHTS, digits, glyphs, sprites
 from clipfuse.tiny.suite import SUITE
@@ -48,6 +50,11 @@ def test_the_shipped_experts_are_those_of_the_command() -> None:
         assert facts["recipe"] == {"name": "tiny", **settings}
         assert facts["base"]["files"] == {"model.safetensors": base}
         assert [of_task["name"] for of_task in facts["tasks"]] == [task.name]
+
+
+def test_the_command_finds_a_shipped_expert_as_its_own(tmp_path: Path) -> None:
+    shutil.copytree(WEIGHTS / "tiny-digits", tmp_path / "tiny-digits")
+    assert fine_tune(task=["tiny-digits"], recipe="tiny", out=str(tmp_path))[0].kept
 
 
 def test_a_leg_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
