@@ -107,7 +107,7 @@ def test_it_says_what_was_trained_on_what_and_what_came_out():
 def test_front_matter_is_what_the_hub_reads():
     assert head(expert_card(FACTS)) == {
         "library_name": "transformers",
-        "pipeline_tag": "zero-shot-image-classification",
+        "pipeline_tag": "image-feature-extraction",
         "tags": ["clipfuse"],
         "base_model": "openai/clip-vit-base-patch32",
         "base_model_relation": "finetune",

@@ -7,6 +7,7 @@ from typing import Any
 
 from clipfuse.checkpoints.card import place, table
 from clipfuse.checkpoints.run_file import PRETRAINED, as_yaml, hub_id, is_on_hub, pinned
+from clipfuse.config.presets import SHIPPED
 
 HERE = "this/folder"
 
@@ -51,8 +52,8 @@ def front_matter(facts: Mapping[str, Any]) -> str:
     kind, path = facts["kind"], facts["base"]["path"]
     tags = ["clipfuse", *(["lora"] if "lora" in kind else []), *(["linearised"] if "linearised" in kind else [])]
     tree: dict[str, Any] = {
-        "library_name": "clipfuse" if "linearised" in kind else "transformers",
-        "pipeline_tag": "zero-shot-image-classification",
+        "library_name": {"full": "transformers", "lora": "peft"}.get(kind, "clipfuse"),
+        "pipeline_tag": "image-feature-extraction",
         "tags": tags,
     }
     if is_on_hub(path) and "://" not in path:  # Hugging Face's
@@ -118,7 +119,7 @@ def settings(facts: Mapping[str, Any]) -> str:
     recipe, names = facts["recipe"], [task["name"] for task in facts["tasks"]]
     useless = ("name", *(ONLY_LORA if recipe["train"] != "lora" else ()))
     shown = {key: plain(value, names) for key, value in recipe.items() if key not in useless and value is not None}
-    name = f"The recipe `{Path(recipe['name']).stem}`" if recipe.get("name") else "The recipe"
+    name = f"By the recipe `{Path(recipe['name']).stem}`, with these settings" if recipe.get("name") else "The settings"
     mode = f", mode {facts['mode']}" if facts["mode"] != "separate" else ""
     rows = [[f"`{key}`", value] for key, value in shown.items()]
     return "\n".join(["## How it was trained", "", f"{name}{mode}:", "", *table(["setting", "value"], rows), ""])
@@ -172,15 +173,9 @@ def membership(facts: Mapping[str, Any]) -> str:
     expert = {"name": names[0] if len(names) == 1 else "joint", "path": HERE}
     models = [{"name": PRETRAINED, "path": pinned(facts["base"])}, expert]
     pool = as_yaml({"type": "huggingface_clip_vision", "models": models}).splitlines()
-    return "\n".join(
-        [
-            "## Merge it",
-            "",
-            "Put this into `pool.yaml`, with other experts of the same base, for `clipfuse merge modelpool=pool.yaml`:",
-            "",
-            *["```yaml", *pool, "```", ""],
-        ]
-    )
+    command = "clipfuse merge method=task_arithmetic modelpool=pool.yaml --out merged/"
+    told = f"Put this into `pool.yaml`, with other experts of the same base, for `{command}`:"
+    return "\n".join(["## Merge it", "", told, "", "```yaml", *pool, "```", ""])
 
 
 def again(facts: Mapping[str, Any]) -> str:
@@ -190,11 +185,8 @@ def again(facts: Mapping[str, Any]) -> str:
     lines += ["", "```yaml", *finetune_file(facts).splitlines(), "```", ""]
     if any(task["hub_dataset"] is None and not task["name"].startswith("tiny-") for task in facts["tasks"]):
         lines += ["A task that is described in a YAML file of its own goes into `task` by the path of that file.", ""]
-    lines += [
-        "Images, their order and all random numbers are the same; other machines and versions round otherwise.",
-        "",
-    ]
-    return "\n".join(lines)
+    lines += ["Images, their order and all random numbers are the same; other machines and versions round otherwise."]
+    return "\n".join([*lines, ""])
 
 
 def finetune_file(facts: Mapping[str, Any]) -> str:
@@ -202,7 +194,9 @@ def finetune_file(facts: Mapping[str, Any]) -> str:
     names, mode = [*(facts.get("start") or {}).get("before", ()), *names_of(facts)], facts["mode"]
     tree = {"task": names[0] if len(names) == 1 and mode == "separate" else names, "base": pinned(facts["base"])}
     tree |= {"mode": mode} if mode != "separate" else {}
-    # all settings are there, so that no preset has to be: its name may be a file's of the author's
+    # all settings are there, so that no preset has to be; its name may be that of the author's own file
+    name = facts["recipe"].get("name")
+    tree |= {"recipe": name} if (SHIPPED / "recipe" / f"{name}.yaml").is_file() else {}
     tree |= {key: value for key, value in facts["recipe"].items() if key != "name"} | facts.get("validation", {})
     return as_yaml(tree)
 

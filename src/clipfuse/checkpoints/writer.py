@@ -110,6 +110,8 @@ def check_output(folder: Path, overwrite: bool = False, inputs: Iterable[Path] =
         if strangers:
             raise OutputError(f"{folder}: holds {strangers[0]!r}, which clipfuse did not write; it is not overwritten")
     parent = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not parent.is_dir():
+        raise OutputError(f"{folder}: cannot be written: {parent} is a file")
     if not os.access(parent, os.W_OK):
         raise OutputError(f"{folder}: cannot be written: no permission in {parent}")
 

@@ -1,6 +1,7 @@
 """`clipfuse finetune`."""
 
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 import typer
@@ -19,7 +20,7 @@ Words = Annotated[
         help="A task or taskpool=, the CLIP to begin with, a recipe's name, and settings of it.",
     ),
 ]
-Minutes = Annotated[float | None, typer.Option("--max-minutes", min=0.0, help="Stop then; the same command goes on.")]
+Minutes = Annotated[float | None, typer.Option("--max-minutes", min=0.001, help="Stop then; the same command goes on.")]
 
 
 @options("out", "overwrite", "device", "precision", "seed", "dtype", "locked", "verbose")
@@ -53,8 +54,10 @@ def line_of(expert: Any) -> str:
     facts = expert.facts
     if facts is None:
         return f"{expert.name}: {expert.steps} of {expert.of} steps"
-    loss = facts["curve"]["loss"]
-    told = [f"{expert.of} steps, loss {loss[0][1]:.3f} → {loss[-1][1]:.3f}"]
+    losses = [loss for _, loss in facts["curve"]["loss"]]
+    share = max(1, len(losses) // 20)
+    summed = " (sum over tasks)" if len(facts["tasks"]) > 1 else ""
+    told = [f"{expert.of} steps, loss {fmean(losses[:share]):.3f} → {fmean(losses[-share:]):.3f}{summed}"]
     for task, val in facts["val"].items():
         of = f"{task} " if len(facts["tasks"]) > 1 else ""
         told.append(f"val {of}{100 * val['before']:.1f} → {100 * val['after']:.1f} % of {val['n']:,}")

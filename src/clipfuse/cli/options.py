@@ -205,6 +205,9 @@ def bar(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
     with tqdm(total=total, desc=title, disable=not sys.stderr.isatty(), file=sys.stderr, **shown) as progress:
 
         def told(count: int, on: Any = None) -> None:
+            if on == "goes on":  # what was done before says nothing about the speed
+                progress.initial = progress.n = count
+                return
             if isinstance(on, str):
                 progress.set_postfix_str(on, refresh=False)
             progress.update(count)

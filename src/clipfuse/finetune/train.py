@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 AT_ONCE = 25
 """Steps whose losses are looked at together on a GPU, so that it need not wait."""
 VAL_BATCH = 64
+RESUMED = "goes on"
+"""Told with the steps that an earlier call has made."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Training:
             KeyboardInterrupt: ^C or SIGTERM; the state is saved first.
         """
         first = self.course.steps
-        self.how.told(first)
+        self.how.told(first, RESUMED)
         loaded = ahead(self.batches.load, range(first, self.steps))
         with Stop() as stop, self.memory_told(), self.own_random_numbers():
             try:

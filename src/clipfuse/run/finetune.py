@@ -155,7 +155,7 @@ class Maker:
             ConfigError: the recipe has no epochs for its task.
         """
         asked, there = self.asked(start), read_facts(self.plan.folder)
-        if there and there["key"] == key_of(asked):
+        if there and there["key"] == key_of(asked) and any(self.plan.folder.glob("*.safetensors")):
             return Expert(self.plan.name, self.plan.folder, there, self.steps, self.steps, kept=True)
         if there and not self.config.overwrite:
             raise OutputError(f"{self.plan.folder}: holds another expert; choose another --out or pass --overwrite")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from clipfuse.checkpoints.locate import PACKAGE, is_remote, local_path
 from clipfuse.checkpoints.run_file import as_yaml
 from clipfuse.checkpoints.writer import write_text
 from clipfuse.config.read import read_yaml
@@ -36,13 +37,14 @@ class Plan:
 
 
 def base_of(config: FinetuneConfig, tasks: Sequence[Task]) -> str:
-    """The base that is fine-tuned. Raises ConfigError where nobody names one."""
+    """The base that is fine-tuned, a local one by its whole path. Raises ConfigError where nobody names one."""
     named = config.base or (config.taskpool or {}).get("base")
     if named is None and all(map(is_tiny, tasks)):
         return TINY_BASE
     if not isinstance(named, str):
         raise ConfigError("base: is required, as in base=openai/clip-vit-base-patch32")
-    return named
+    here = named.startswith(PACKAGE) or is_remote(named)
+    return named if here else str(local_path(named).absolute())
 
 
 def make_plans(config: FinetuneConfig, tasks: Sequence[Task], base: str) -> list[Plan]:
@@ -70,6 +72,6 @@ def write_pool(plans: Sequence[Plan], base: str) -> None:
             return
         models |= {str(member["name"]): str(member["path"]) for member in read_yaml(path)["models"]}
         models["_pretrained_"] = base
-    models |= {plan.name: str(plan.folder) for plan in plans}
+    models |= {plan.name: str(plan.folder.absolute()) for plan in plans}
     members = [{"name": name, "path": where} for name, where in models.items()]
     write_text(path, OURS + as_yaml({"type": "huggingface_clip_vision", "models": members}))

@@ -19,7 +19,10 @@ MOST = 24
 
 
 def siblings(experts: Sequence[Expert]) -> Mapping[str, str]:
-    """Name → folder of experts and of those beside them that were fine-tuned from the same base, with that base."""
+    """Name → folder of experts and of those beside them that were fine-tuned from the same base, with that base.
+
+    Linearised experts go with linearised ones only.
+    """
     first = experts[0]
     assert first.facts is not None
     base, found = first.facts["base"], {expert.name: expert.folder for expert in experts}
@@ -27,7 +30,8 @@ def siblings(experts: Sequence[Expert]) -> Mapping[str, str]:
     beside = [path for path in first.folder.absolute().parent.iterdir() if path.is_dir() and path not in known]
     for folder in sorted(beside)[:MOST]:
         facts = read_facts(folder)
-        if facts and facts["base"]["identity"] == base["identity"]:
+        alike = facts and (facts["kind"] == "linearised") == (first.facts["kind"] == "linearised")
+        if facts and alike and facts["base"]["identity"] == base["identity"]:
             found.setdefault(folder.name, folder)
     return {"_pretrained_": base["path"], **{name: str(path) for name, path in found.items()}}
 
