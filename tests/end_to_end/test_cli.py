@@ -347,7 +347,7 @@ def test_interrupt_leaves_nothing_and_status_130(tmp_path, number: signal.Signal
         time.sleep(0.02)
     os.kill(process.pid, number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert err.strip().splitlines() == ["clipfuse: interrupted; nothing was left half-written"]
     assert not list(tmp_path.iterdir())
 
