@@ -35,10 +35,10 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
             help="Forward passes: auto, cpu, cuda, cuda:1, mps. Merges: the CPU, unless a CUDA device is named."
         ),
     ),
-    "dtype": (str | None, typer.Option(help="Of the merged weights: float32, float16, bfloat16.")),
+    "dtype": (str | None, typer.Option(help="Of the weights that are written: float32, float16, bfloat16.")),
     "precision": (str | None, typer.Option(help="Of forward passes: float32, bfloat16, float16; tf32 on CUDA.")),
     "batch_size": (int | None, typer.Option(min=1, help="Images a forward pass; automatic by default.")),
-    "seed": (int | None, typer.Option(help="For random edits, carved splits and --limit.")),
+    "seed": (int | None, typer.Option(help="Of all random choices: edits, carved splits, --limit, training.")),
     "limit": (int | None, typer.Option(min=1, help="Score only so many images a split, a seeded choice.")),
     "memory": (str | None, typer.Option(help="Most that leaves in work may take together, as in 2GB.")),
     "plugin": (
