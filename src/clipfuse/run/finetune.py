@@ -61,7 +61,19 @@ class Expert:
 
 
 def fine_tune(stage: Stage = silent, **settings: Any) -> list[Expert]:
-    """Fine-tune a CLIP's vision encoder; see `FinetuneConfig` for the settings.
+    """Fine-tune a CLIP's vision encoder.
+
+    Args:
+        stage: Shows progress.
+        settings: The fields of `clipfuse.run.finetune_config.FinetuneConfig`: `task` (a name, or a list) or `taskpool`,
+            `base`, `recipe`, `mode`, `out`, …, and those of the recipe, which lie over the preset's: `steps` or
+            `epochs`, `lr`, `batch_size` (images a step of each task), …
+
+    Returns:
+        The experts, in order; one whose `facts` are None is not finished, as time was up.
+
+    Raises:
+        ClipfuseError: one line; what was trained so far is in the state file that it names.
 
     Examples:
         >>> fine_tune(task="gtsrb", base="openai/clip-vit-base-patch32", out="experts/gtsrb")  # doctest: +SKIP
