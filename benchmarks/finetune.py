@@ -30,7 +30,7 @@ from clipfuse.config.presets import load_preset
 from clipfuse.data import make_ready, open_images, open_split, read_preprocess
 from clipfuse.data.gather import Rows
 from clipfuse.finetune.batches import TrainingTask
-from clipfuse.finetune.order import Order
+from clipfuse.order import Order
 from clipfuse.finetune.recipe import Recipe
 from clipfuse.finetune.runtime import make_accelerator
 from clipfuse.finetune.state import StateFile

@@ -24,7 +24,7 @@ from clipfuse.run.bench import Bench, open_bench
 from clipfuse.run.config import MeasureConfig
 from clipfuse.run.measure import BASE, Choice, baseline_candidates, merge_choice, merged_encoder
 from clipfuse.run.pipeline import choose
-from clipfuse.run.progress import silent
+from clipfuse.progress import silent
 from clipfuse.run.tasks import find_tasks
 from clipfuse.tasks import TaskPoolConfig
 from clipfuse.tiny.suite import SUITE, WEIGHTS

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from clipfuse.models.build import substitute
     from clipfuse.pool import HuggingFaceClipVisionPool, ModelPool
     from clipfuse.run.finetune import fine_tune
+    from clipfuse.run.lend import open_data
     from clipfuse.stats.factor_cache import keep_factors
 
 HOMES = {
@@ -31,6 +32,7 @@ HOMES = {
     "load": "clipfuse.fusion.merged",
     "load_plugin": "clipfuse.fusion.loading",
     "merge": "clipfuse.fusion.merge",
+    "open_data": "clipfuse.run.lend",
     "substitute": "clipfuse.models.build",
     "sweep": "clipfuse.fusion.sweep",
 }
@@ -47,6 +49,7 @@ __all__ = [
     "load",
     "load_plugin",
     "merge",
+    "open_data",
     "substitute",
     "sweep",
 ]

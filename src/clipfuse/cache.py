@@ -10,7 +10,7 @@ from clipfuse.errors import OutputError
 from clipfuse.sizes import as_bytes
 
 LIMIT = "CLIPFUSE_CACHE_LIMIT"
-KINDS = ("images", "heads", "scores", "spectra", "hashes", "datasets", "tiny")
+KINDS = ("images", "heads", "scores", "spectra", "states", "hashes", "datasets", "tiny")
 """Folders of the cache."""
 DEFAULT_LIMIT = 50 * 10**9
 """Bytes of images that are kept; the eight tasks' test images take about 6, all twenty tasks' about 13 GB."""

@@ -28,7 +28,7 @@ def test_rule_on_cuda_gives_what_it_gives_on_the_cpu(rule: Rule):
 
 
 def test_every_table_is_covered():
-    assert set(TABLES) == {"method", "edit", "finish"}
+    assert set(TABLES) == {"method", "edit", "finish", "after"}
     assert SMALL.hidden_size * SMALL.intermediate_size > 65536, "a weight must be longer than a slice"
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from clipfuse.config.presets import load_preset, presets
 from clipfuse.errors import ConfigError
-from clipfuse.finetune.order import Order
 from clipfuse.finetune.recipe import Recipe
+from clipfuse.order import Order
 from clipfuse.run.finetune_config import finetune_config
 from clipfuse.tasks import catalog
 

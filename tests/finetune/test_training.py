@@ -23,10 +23,10 @@ from clipfuse.data import open_images, open_split, read_preprocess
 from clipfuse.data.gather import Rows
 from clipfuse.errors import ConfigError, ModelError, OutputError, TaskError
 from clipfuse.evaluate.workers import Workers
-from clipfuse.finetune.order import Order
 from clipfuse.finetune.train import Training
 from clipfuse.heads import zero_shot_heads
 from clipfuse.models.clip_base import open_base
+from clipfuse.order import Order
 from clipfuse.run.convert import convert
 from clipfuse.run.finetune import fine_tune
 from clipfuse.tasks import read_task

@@ -12,7 +12,7 @@ from torch import Tensor
 from clipfuse.config import Config
 from clipfuse.errors import ConfigError
 from clipfuse.fusion.paper import Paper
-from clipfuse.fusion.registry import TABLES, ContinualConfig, DeltaConfig, Rule, edit, find_any, finish, method
+from clipfuse.fusion.registry import TABLES, ContinualConfig, DeltaConfig, Rule, after, edit, find_any, finish, method
 from clipfuse.pool import Leaf
 from clipfuse.testing import CONTRACTS, check_contract, check_method, contracts_of
 
@@ -90,7 +90,12 @@ def computes_in_half(leaf: Leaf, cfg: Any) -> Tensor:
     return (leaf.stored_experts[0] - leaf.stored_base).float()
 
 
-BROKEN: dict[str, tuple[Callable[..., Tensor], dict[str, Any], str]] = {
+def learned(paper: Paper, grain: str, **facts: Any) -> Callable[..., Any]:
+    """The decorator of what comes after a merge, which has no grain."""
+    return after(paper=paper, uses=("val_images",), **facts)
+
+
+BROKEN: dict[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
     "documented": (mean, {"doc": "No more than this."}, "Source:"),
     "round_trip": (mean, {"config": Forgetful}, "came back as"),
     "same_form": (lambda leaf, cfg: leaf.deltas.sum(), {}, "gave ()"),
@@ -108,6 +113,7 @@ BROKEN: dict[str, tuple[Callable[..., Tensor], dict[str, Any], str]] = {
     "affine": (lambda leaf, cfg: cfg.t**2 * mean(leaf, cfg), {"config": Bent, "affine_in": "t"}, "differs"),
     "one_at_a_time": (remembers, {"config": Arriving, "continual": True}, "other bits"),
     "blind": (lambda leaf, delta, cfg: delta * leaf.deltas.shape[0], {"kind": finish, "sees_experts": False}, "differs"),
+    "for_each_task": (lambda view, cfg, run, forward: {task: {"up": torch.ones(2) / 0} for task in view.tasks}, {"kind": learned}, "NaN or Inf"),
     "swept": (lambda leaf, cfg: mean(leaf, cfg) * cfg.scaling_factor, {}, "scaling_factor=0.3"),
 }  # fmt: skip
 """Contract → a rule that breaks it, facts about that rule, and what the message says."""
@@ -126,7 +132,9 @@ def test_a_broken_contract_is_found_and_told(name: str):
 def test_a_sound_rule_keeps_all_and_broken_ones_are_told_together():
     sound = rule(mean)
     check_method("odd")
-    assert contracts_of(sound) == [name for name in CONTRACTS if name not in ("affine", "blind", "one_at_a_time")]
+    assert contracts_of(sound) == [
+        name for name in CONTRACTS if name not in ("affine", "blind", "for_each_task", "one_at_a_time")
+    ]
     del TABLES["method"]["odd"]
     rule(lambda leaf, cfg: leaf.deltas[0] / 0, doc="")
     with pytest.raises(AssertionError) as caught:

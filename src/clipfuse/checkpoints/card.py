@@ -26,6 +26,11 @@ LINEARISED = (
     "transformers alone would run it as a non-linear model, with other features."
 )
 
+PER_TASK = (
+    " Behind it stands a small module for each task, which corrects features of that task's images: inference must "
+    "know the task. clipfuse runs both; transformers alone runs the encoder WITHOUT the modules: another model."
+)
+
 TRANSDUCTIVE = (
     "**Transductive: the method saw the test images. Its accuracy on them is not what it would be on images that it "
     "has not seen.**"
@@ -82,7 +87,7 @@ def front_matter(recipe: Mapping[str, Any], publication: Publication | None = No
     paths = [member["path"] for member in base_first(recipe["pool"]) if is_on_hub(member.get("path"))]
     parents = list(dict.fromkeys(hub_id(path) for path in paths if "://" not in path))  # Hugging Face's
     facts: dict[str, Any] = {
-        "library_name": "clipfuse" if recipe.get("linearised") else "transformers",
+        "library_name": "clipfuse" if recipe.get("linearised") or recipe.get("after") else "transformers",
         "pipeline_tag": "zero-shot-image-classification",
         "tags": ["merge", "clipfuse"],
     }
@@ -105,7 +110,7 @@ def opening(recipe: Mapping[str, Any], publication: Publication | None) -> str:
     base = "".join(f" of the base {place(member)}" for member in recipe["pool"] if member["name"] == PRETRAINED)
     there = "and in this repository" if publication and publication.full else "and not in here"
     more = " The visual projection was merged, too, and is in here." if publication and publication.projection else ""
-    more += LINEARISED if recipe.get("linearised") else ""
+    more += (LINEARISED if recipe.get("linearised") else "") + (PER_TASK if recipe.get("after") else "")
     return (
         f"# {title}\n\n"
         f"One CLIP vision encoder, merged by `{chain(recipe)}` from {count}{base} with clipfuse "
@@ -116,7 +121,7 @@ def opening(recipe: Mapping[str, Any], publication: Publication | None) -> str:
 
 def how(recipe: Mapping[str, Any], papers: Mapping[str, str]) -> str:
     """All rules with all settings, and the data that they saw."""
-    kinds = (("edit", "edits"), ("method", "method"), ("finish", "finishes"))
+    kinds = (("edit", "edits"), ("method", "method"), ("finish", "finishes"), ("after", "after"))
     steps = [(kind, step) for kind, key in kinds for step in as_list(recipe.get(key, ()))]
     rows = [[kind, f"`{step['name']}`", settings(step), papers.get(step["name"], "")] for kind, step in steps]
     header = ["step", "rule", "settings", "paper"]
@@ -166,9 +171,10 @@ def licences_section(licences: Mapping[str, str | None]) -> str:
 def loading(recipe: Mapping[str, Any], publication: Publication | None) -> str:
     where = publication.repo if publication else "this/folder"
     lines = ["from transformers import CLIPVisionModel", "", f'model = CLIPVisionModel.from_pretrained("{where}")']
-    if recipe.get("linearised"):
+    if recipe.get("linearised") or recipe.get("after"):
         lines = ["import clipfuse", "", 'encoder = clipfuse.load("this/folder").encoder()']
         lines += [f"# the folder is that of: hf download {where} --local-dir this/folder"] if publication else []
+        lines += ['features = encoder.features(pixels, "task")'] if recipe.get("after") else []
     elif publication and publication.full:
         lines += ["", "from transformers import pipeline", ""]
         lines += [f'classify = pipeline("zero-shot-image-classification", model="{where}")']
@@ -213,7 +219,8 @@ def named(name: str) -> str:
 
 def chain(recipe: Mapping[str, Any]) -> str:
     """What tables call it: `dare + ties_merging`."""
-    return " + ".join(step["name"] for key in ("edits", "method", "finishes") for step in as_list(recipe.get(key, ())))
+    keys = ("edits", "method", "finishes", "after")
+    return " + ".join(step["name"] for key in keys for step in as_list(recipe.get(key, ())))
 
 
 def settings(step: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipfuse.cli.allocator import give_back_large_blocks, keep_large_blocks
 from clipfuse.cli.options import bar, duration, is_first
-from clipfuse.run.progress import silent
+from clipfuse.progress import silent
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -27,7 +27,7 @@ def live(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
             yield told
         return
     scoring = title.startswith("evaluate")
-    if not scoring and not title.startswith("fine-tune"):
+    if title.startswith(("merge", "decode", "draw")):
         with bar(title, total, unit) as told:
             yield told
         return

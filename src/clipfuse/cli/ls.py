@@ -7,12 +7,12 @@ import typer
 from clipfuse.cli.options import Given, Json, load_given, options, print_json
 from clipfuse.config.presets import presets
 
-What = Literal["methods", "edits", "finishes", "modelpools", "tasks", "taskpools", "runs"]
+What = Literal["methods", "edits", "finishes", "afters", "modelpools", "tasks", "taskpools", "runs"]
 
 
 @options("plugin")
 def command(given: Given, what: Annotated[What, typer.Argument(help="What to list.")], as_json: Json = False) -> None:
-    """List methods, edits, finishes, modelpools, tasks, taskpools or runs."""
+    """List methods, edits, finishes, afters (what is learned on a merge), modelpools, tasks, taskpools or runs."""
     load_given(given)
     rows = listing(what)
     if as_json:
@@ -25,12 +25,12 @@ def command(given: Given, what: Annotated[What, typer.Argument(help="What to lis
 
 def listing(what: What) -> list[dict[str, Any]]:
     """Names with a line about each."""
-    if what in ("methods", "edits", "finishes"):
+    if what in ("methods", "edits", "finishes", "afters"):
         from clipfuse.fusion.loading import load_installed
         from clipfuse.fusion.registry import TABLES, Kind
 
         load_installed()
-        kinds: dict[str, Kind] = {"methods": "method", "edits": "edit", "finishes": "finish"}
+        kinds: dict[str, Kind] = {"methods": "method", "edits": "edit", "finishes": "finish", "afters": "after"}
         rules = TABLES[kinds[what]]
         return [{"name": name, "about": rule.summary, "formula": rule.formula} for name, rule in rules.items()]
     if what == "tasks":

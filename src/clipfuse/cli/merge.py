@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+from clipfuse.cli.live import live
 from clipfuse.cli.options import Given, Json, Words, bar, factors_kept, megabytes, need, options, print_json, tree_of
 from clipfuse.errors import ConfigError
 
@@ -23,19 +24,28 @@ def merge_tree(tree: dict[str, Any], as_json: bool) -> None:
     from clipfuse.config import parse
     from clipfuse.run.config import RunConfig
 
-    config = parse(RunConfig, {**tree, "taskpool": {}}, "merge")
+    config = parse(RunConfig, {"taskpool": {}, **tree}, "merge")
     if not config.out:
         raise ConfigError("--out: is required, as in --out merged/")
     from clipfuse.fusion.chain import configure
     from clipfuse.fusion.loading import load_plugins
     from clipfuse.fusion.merge import merge, merge_device
     from clipfuse.pool import HuggingFaceClipVisionPool
+    from clipfuse.progress import silent
 
     load_plugins(config.plugins)
-    chain = configure(config.method, config.edits, config.finishes, config.seed)
+    chain = configure(config.method, config.edits, config.finishes, config.seed, config.after)
     pool = HuggingFaceClipVisionPool.from_tree(config.modelpool)
+    lender = None
+    if chain.looks:
+        need(tree, "taskpool", "TA8")
+        from clipfuse.run.lend import lender_for
+        from clipfuse.tasks import TaskPoolConfig
+
+        lender = lender_for(pool, parse(TaskPoolConfig, config.taskpool, "taskpool"), config, live)
     began = time.perf_counter()
-    with bar(f"merge {chain.method.rule.name}", pool.weights.nbytes * chain.passes, "B") as told:
+    shown = silent if chain.looks else bar  # steps are shown then
+    with shown(f"merge {chain.method.rule.name}", pool.weights.nbytes * chain.passes, "B") as told:
         merged = merge(
             pool,
             chain,
@@ -44,6 +54,7 @@ def merge_tree(tree: dict[str, Any], as_json: bool) -> None:
             overwrite=config.overwrite,
             memory=config.memory,
             device=merge_device(config.device),
+            data=lender,
             progress=told,
         )
     seconds = time.perf_counter() - began

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -35,19 +36,20 @@ class Rows:
     each time. To be used from one thread at a time.
     """
 
-    labels: Int[Tensor, "image"]
-    """Of the whole split, int64."""
-
     def __init__(self, images: ImageSet):
         assert images.corruption is None, "images to train on are not corrupted"
         self.images = images
-        self.labels = torch.tensor(list(images.split.labels), dtype=torch.int64)
         self.shards: dict[int, Shard] = {}
         self.given_up: set[int] = set()
         """Damaged shards that could not be replaced."""
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.images.split)
+
+    @cached_property
+    def labels(self) -> Int[Tensor, "image"]:
+        """Of the whole split, int64."""
+        return torch.tensor(list(self.images.split.labels), dtype=torch.int64)
 
     def pixels(self, rows: Sequence[int], device: torch.device = CPU) -> UInt8[Tensor, "row 3 side side"]:
         """The images `rows`, preprocessed; they may repeat. Not to be changed: they may be views of the cache.

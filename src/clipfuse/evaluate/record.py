@@ -15,7 +15,7 @@ from clipfuse.config import Config
 from clipfuse.errors import ConfigError
 from clipfuse.version import __version__
 
-SCHEMA = 2
+SCHEMA = 3
 PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pillow")
 
 
@@ -99,10 +99,14 @@ class Record(Config):
     """Accuracy − that of the base on the same images; None where that was not measured."""
     over_expert: float | None = None
     """Accuracy − that of the task's own expert on the same images; None where that was not measured."""
+    needs_task_id: bool = False
+    """Whether the model was told which task an image is from, which others are not."""
     merged_task: bool | None = None
     """Of a merged model: whether an expert of this task is in it; if not, the figure is of zero-shot retention."""
     uses: Sequence[str] = ()
     """Data that the method saw, and the choice of its settings."""
+    seen: Sequence[Mapping[str, Any]] = ()
+    """The same in numbers, a row for each rule, task and split: `images`, whether `labels`, `passes` over them."""
     dtype: str
     """Of the forward pass: float32, or a lower precision."""
     versus_float32: Mapping[str, int] | None = None
@@ -110,6 +114,16 @@ class Record(Config):
     batch_size: int
     """Images a forward pass."""
     environment: Environment | None = None
+
+    @property
+    def transductive(self) -> bool:
+        """Whether the method saw the images that it is scored on."""
+        return any(use.startswith("test") for use in self.uses)
+
+    @property
+    def title(self) -> str:
+        """What tables call the model: a transductive one is marked."""
+        return f"{self.model} (transductive)" if self.transductive else self.model
 
     def same_as(self, other: "Record") -> bool:
         """Whether two records agree.

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from clipfuse.data.augment import augment
 from clipfuse.data.gather import Rows
-from clipfuse.finetune.order import Order
 from clipfuse.finetune.recipe import Recipe
 from clipfuse.heads import Head
+from clipfuse.order import Order
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from clipfuse.evaluate.forward import out_of_memory
 from clipfuse.finetune.batches import Batches, Part, TrainingTask
 from clipfuse.finetune.memory import advice
 from clipfuse.finetune.optimiser import clip, gradient_norm, make_optimizer
-from clipfuse.finetune.order import seed_of
 from clipfuse.finetune.recipe import Recipe
 from clipfuse.finetune.state import Course, StateFile
-from clipfuse.finetune.stop import Stop
 from clipfuse.finetune.trained import Trained
+from clipfuse.order import seed_of
+from clipfuse.stop import Stop
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from clipfuse.checkpoints.geometry import Geometry
 from clipfuse.checkpoints.names import canonical_names
 from clipfuse.finetune.lora_layers import LoraLinear, add_lora, merged_weights
-from clipfuse.finetune.order import seed_of
 from clipfuse.finetune.recipe import Recipe
 from clipfuse.models.build import build_vision_model
 from clipfuse.models.linearised import LinearisedTower
+from clipfuse.order import seed_of
 
 
 @dataclass

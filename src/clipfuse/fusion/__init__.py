@@ -3,6 +3,7 @@
 Adding one takes its file and its line here; the contract tests, the command line and the docs pick it up.
 """
 
+from clipfuse.fusion.adamerging import adamerging  # coefficients learned by entropy on unlabelled images
 from clipfuse.fusion.arithmetic import simple_average, task_arithmetic, weighted_average  # means and sums
 from clipfuse.fusion.cart import cart  # leading directions around the average
 from clipfuse.fusion.consensus import consensus  # entries that many tasks want
@@ -30,6 +31,7 @@ from clipfuse.fusion.tsv import tsv_merging  # task singular vectors
 from clipfuse.fusion.wudi import wudi  # least interference, by Adam or in closed form
 
 __all__ = [
+    "adamerging",
     "breadcrumbs",
     "cart",
     "consensus",

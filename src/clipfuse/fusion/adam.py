@@ -1,7 +1,7 @@
-"""Adam, in place on one tensor: for rules that learn a task vector step by step."""
+"""Adam, in place: for rules that learn something step by step."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -23,14 +23,42 @@ def descend(
     `torch.optim.Adam`, without importing torch's compiler, which that does at its first step. Takes four arrays more.
     """
     slope, mean, square = torch.empty_like(x), torch.zeros_like(x), torch.zeros_like(x)
-    part = PART if x.device.type == "cpu" else x.numel()  # on a device an operation costs its launch
-    parts = list(zip(*(array.view(-1).split(part) for array in (x, slope, mean, square)), strict=True))
-    room = x.new_empty(min(part, x.numel()))
     for step in range(1, steps + 1):
         gradient(slope)
-        rate, root = lr / (1 - BETA1**step), math.sqrt(1 - BETA2**step)
-        for at, g, m, v in parts:
-            m.lerp_(g, 1 - BETA1)
-            v.mul_(BETA2).addcmul_(g, g, value=1 - BETA2)
-            width = torch.sqrt(v, out=room[: v.numel()]).add_(EPS * root)  # times root: spares a division
-            at.addcdiv_(m, width, value=-rate * root)
+        advance(x, slope, mean, square, step, lr)
+
+
+def advance(x: Tensor, slope: Tensor, mean: Tensor, square: Tensor, step: int, lr: float) -> None:
+    """One step of Adam, the `step`-th from 1 on, in place on `x` and its two moments; all contiguous, of one shape."""
+    part = PART if x.device.type == "cpu" else max(x.numel(), 1)  # on a device an operation costs its launch
+    room = x.new_empty(min(part, x.numel()))
+    rate, root = lr / (1 - BETA1**step), math.sqrt(1 - BETA2**step)
+    for at, g, m, v in zip(*(array.view(-1).split(part) for array in (x, slope, mean, square)), strict=True):
+        m.lerp_(g, 1 - BETA1)
+        v.mul_(BETA2).addcmul_(g, g, value=1 - BETA2)
+        width = torch.sqrt(v, out=room[: v.numel()]).add_(EPS * root)  # times root: spares a division
+        at.addcdiv_(m, width, value=-rate * root)
+
+
+class Adam:
+    """Adam on several parameters, in place; `state` is all that a later step depends on."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], lr: float, moments: Mapping[str, Tensor] | None = None):
+        """`moments` are zeros named `mean NAME` and `square NAME`, for parameters whose own should lie in scratch."""
+        self.parameters, self.lr = dict(parameters), lr
+        kinds = [(kind, name) for kind in ("mean", "square") for name in parameters]
+        made = {f"{kind} {name}": torch.zeros_like(parameters[name]) for kind, name in kinds if moments is None}
+        self.moments = dict(moments or made)
+        self.taken = torch.zeros((), dtype=torch.int64)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """Parameters, moments and the number of steps."""
+        return {**self.parameters, **self.moments, "taken": self.taken}
+
+    def step(self, gradients: Mapping[str, Tensor]) -> None:
+        """One step of all parameters."""
+        self.taken += 1
+        for name, value in self.parameters.items():
+            mean, square = self.moments[f"mean {name}"], self.moments[f"square {name}"]
+            advance(value, gradients[name].contiguous(), mean, square, int(self.taken), self.lr)

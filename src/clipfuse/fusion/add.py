@@ -79,6 +79,8 @@ def add(
 
 def chain_of(recipe: Mapping[str, Any], where: str) -> Chain:
     """The chain of a merge, if an expert can be added to its result. Raises ConfigError."""
+    if after := recipe.get("after"):
+        raise ConfigError(f"{where}: {after['name']} was learned on these weights, not on those with another expert")
     chain = configure(recipe["method"], recipe.get("edits", ()), recipe.get("finishes", ()), recipe.get("seed", 0))
     if not chain.method.rule.continual:
         known = ", ".join(sorted(key for key, rule in METHODS.items() if rule.continual))

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from clipfuse.checkpoints.checkpoint import Checkpoint, task_vector
 from clipfuse.checkpoints.safetensors_file import TensorSpec
-from clipfuse.fusion.chain import Chain, behind, call
+from clipfuse.fusion.chain import Chain, behind
 from clipfuse.fusion.random_bits import philox_key
 from clipfuse.fusion.registry import ContinualConfig, Norms
 from clipfuse.fusion.sinks import TensorSink, scratch
+from clipfuse.fusion.step import call
 from clipfuse.pool import Leaf, ModelPool, PoolView
 from clipfuse.shapes import Float
 

@@ -7,34 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from clipfuse.config import parse
 from clipfuse.errors import ConfigError
-from clipfuse.fusion.registry import EDITS, FINISHES, TABLES, Kind, Origin, Rule, Shape, Uses, find
+from clipfuse.fusion.registry import EDITS, FINISHES, Origin, Shape, Uses, find
+from clipfuse.fusion.step import Step, call, parse_step
 from clipfuse.pool import Leaf, ModelPool, PoolView
 from clipfuse.pool.view import Grain, coarsest
-
-
-@dataclass(frozen=True)
-class Step:
-    """A rule with its checked settings."""
-
-    rule: Rule
-    cfg: Any
-
-    def to_tree(self) -> dict[str, Any]:
-        """Name and settings, as in YAML."""
-        return {"name": self.rule.name, **self.cfg.model_dump(mode="json")}
-
-
-def call(step: Step, state: Any, leaf: Leaf, *delta: Tensor) -> Tensor:
-    """A step's function on a leaf, its state appended if it prepares one. Raises ConfigError for another shape."""
-    made = step.rule.function(leaf, *delta, step.cfg, *([state] if step.rule.prepare else []))
-    shape = tuple(leaf.stored_experts[0].shape)
-    wanted = (len(leaf.tasks), *shape) if step.rule.kind == "edit" else shape
-    if not isinstance(made, Tensor) or made.shape != wanted:
-        found = tuple(made.shape) if isinstance(made, Tensor) else f"a {type(made).__name__}"
-        raise ConfigError(f"{step.rule.name}: gave {found} for {leaf.name}, it takes {wanted}")
-    return made
 
 
 def behind(edits: Sequence[Step], view: PoolView) -> tuple[PoolView, list[Any]]:
@@ -63,10 +40,20 @@ class Chain:
     """Values to choose from, if there is more than one; the method's own is then the first."""
     chosen_on: tuple[Uses, ...] = ()
     """Data that the choice of a setting has seen."""
+    chosen_data: tuple[Mapping[str, Any], ...] = ()
+    """The same as rows of the ledger."""
+    after: Step | None = None
+    """What is learned for each task on the merged encoder."""
 
     @property
     def steps(self) -> tuple[Step, ...]:
+        """What is done to a leaf, in order."""
         return (*self.edits, self.method, *self.finishes)
+
+    @property
+    def rules(self) -> tuple[Step, ...]:
+        """All steps, with the one after the merge."""
+        return (*self.steps, *([self.after] if self.after else []))
 
     @property
     def grain(self) -> Grain:
@@ -82,37 +69,48 @@ class Chain:
     def uses(self) -> tuple[Uses, ...]:
         """What the chain with its settings sees besides weights."""
         seen: dict[Uses, None] = {}
-        for step in self.steps:
-            uses = step.rule.uses
-            seen |= dict.fromkeys(uses(step.cfg) if callable(uses) else uses)
+        for step in self.rules:
+            seen |= dict.fromkeys(step.uses)
         return tuple(seen | dict.fromkeys(self.chosen_on))
+
+    @property
+    def looks(self) -> bool:
+        """Whether a step must be lent images to work."""
+        return any(step.looks for step in self.rules)
 
     @property
     def origins(self) -> tuple[Origin, ...]:
         """Files of those rules that are not clipfuse's own."""
-        return tuple(dict.fromkeys(step.rule.origin for step in self.steps if step.rule.origin))
+        return tuple(dict.fromkeys(step.rule.origin for step in self.rules if step.rule.origin))
 
     @property
     def title(self) -> str:
         """What a table calls it: `dare + ties_merging`."""
-        return " + ".join(step.rule.name for step in self.steps)
+        return " + ".join(step.rule.name for step in self.rules)
 
     @property
     def passes(self) -> int:
         """Times that the pool is read."""
         return 1 + sum(step.rule.passes for step in self.steps)
 
+    def to_learn(self) -> dict[str, Any]:
+        """What steps of the method depend on: all but λ and what comes after it."""
+        return replace(self, finishes=(), values=(), after=None).with_setting("scaling_factor", 0.0).to_tree()
+
     def to_tree(self) -> dict[str, Any]:
-        """As in YAML: method, edits, finishes, seed."""
+        """As in YAML: method, edits, finishes, after, seed."""
         lists = {"edits": [s.to_tree() for s in self.edits], "finishes": [s.to_tree() for s in self.finishes]}
         method = self.method.to_tree()
         if self.values:
             method[self.swept] = list(self.values)
-        return {"method": method, **{k: v for k, v in lists.items() if v}, "seed": self.seed}
+        after = {"after": self.after.to_tree()} if self.after else {}
+        return {"method": method, **{k: v for k, v in lists.items() if v}, **after, "seed": self.seed}
 
-    def with_value(self, value: float, chosen_on: tuple[Uses, ...] = ()) -> "Chain":
+    def with_value(
+        self, value: float, chosen_on: tuple[Uses, ...] = (), looked: tuple[Mapping[str, Any], ...] = ()
+    ) -> "Chain":
         """The same chain with one value of the swept setting, and what its choice has seen."""
-        return replace(self.with_setting(self.swept, value), values=(), chosen_on=chosen_on)
+        return replace(self.with_setting(self.swept, value), values=(), chosen_on=chosen_on, chosen_data=looked)
 
     def with_setting(self, name: str, value: float) -> "Chain":
         """The same chain with another value of one of the method's settings."""
@@ -155,21 +153,12 @@ class Chain:
         return pool.nbytes + base * (len(pool) - 1)
 
 
-def step(kind: Kind, tree: str | Mapping[str, Any], where: str) -> Step:
-    """`"dare"` or `{"name": "dare", "drop": 0.9}` → the rule and its checked settings."""
-    tree = {"name": tree} if isinstance(tree, str) else tree
-    if not isinstance(tree, Mapping) or not isinstance(tree.get("name"), str):
-        raise ConfigError(f"{where}: takes a name, or name and settings such as {{name: {next(iter(TABLES[kind]))}}}")
-    rule = find(kind, tree["name"])
-    settings = {key: value for key, value in tree.items() if key != "name"}
-    return Step(rule, parse(rule.config, settings, where))
-
-
 def configure(
     method: str | Mapping[str, Any],
     edits: Sequence[str | Mapping[str, Any]] = (),
     finishes: Sequence[str | Mapping[str, Any]] = (),
     seed: int = 0,
+    after: str | Mapping[str, Any] | None = None,
 ) -> Chain:
     """Check a method with its edits and finishes. A list for a setting that can be swept gives `Chain.values`.
 
@@ -186,16 +175,23 @@ def configure(
                 f"{name}: takes a list, as in {name}=[{next(iter(EDITS if name == 'edits' else FINISHES))}]"
             )
     for value in values:  # each must be one that the method takes
-        step("method", {**tree, swept: value}, "method")
-    chosen = step("method", tree, "method")
+        parse_step("method", {**tree, swept: value}, "method")
+    chosen = parse_step("method", tree, "method")
     chain = Chain(
         chosen,
-        tuple(step("edit", part, f"edits.{number}") for number, part in enumerate(edits)),
-        tuple(step("finish", part, f"finishes.{number}") for number, part in enumerate(finishes)),
+        tuple(parse_step("edit", part, f"edits.{number}") for number, part in enumerate(edits)),
+        tuple(parse_step("finish", part, f"finishes.{number}") for number, part in enumerate(finishes)),
         seed,
         swept,
         values if len(values) > 1 else (),
+        after=None if after is None else parse_step("after", after, "after"),
     )
+    for part in chain.rules:
+        if "test_images" in part.uses and not getattr(part.cfg, "allow_test_adaptation", False):
+            raise ConfigError(
+                f"{part.rule.name}: sees the test images that it is scored on (transductive); "
+                f"{'after' if part is chain.after else 'method'}.allow_test_adaptation=true allows that"
+            )
     if chain.edits and chosen.rule.returns == "weights":
         raise ConfigError(f"method.{chosen.rule.name}: merges weights, not task vectors, and takes no edits")
     return chain

@@ -6,7 +6,7 @@ Order: edits(τ) → rule → × scaling_factor → finishes → θ0 + Δ, in fl
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import isfinite
 from typing import Any
 
@@ -14,12 +14,16 @@ import torch
 from torch import Tensor
 
 from clipfuse.checkpoints.safetensors_file import TensorSpec
-from clipfuse.errors import PoolError
+from clipfuse.errors import ConfigError, PoolError
 from clipfuse.fusion.arrivals import Arrived, arrive
-from clipfuse.fusion.chain import Chain, Step, behind, call
+from clipfuse.fusion.chain import Chain, behind
+from clipfuse.fusion.kept import Kept, kept_for
+from clipfuse.fusion.lent import Lender
+from clipfuse.fusion.prepared import Prepared
 from clipfuse.fusion.sinks import Sink, TensorSink, scratch
+from clipfuse.fusion.step import Step, call
 from clipfuse.fusion.streams import Run, complete
-from clipfuse.pool import Leaf, ModelPool, PoolView
+from clipfuse.pool import Leaf, PoolView
 from clipfuse.pool.view import Grain, coarsest
 
 log = logging.getLogger(__name__)
@@ -27,36 +31,13 @@ Parts = tuple[Mapping[str, Tensor], ...]
 """What a sweep shares, float32 by name: Δ before λ and finishes; for an affine setting, Δ at 0 and at 1 of it."""
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A chain that fits its pool, with the state of every step that needs one."""
-
-    chain: Chain
-    view: PoolView
-    """The pool through the chain's edits."""
-    states: tuple[Any, ...]
-    """One a step, in the chain's order."""
-
-    @property
-    def pool(self) -> ModelPool:
-        return self.view.pool
-
-    @property
-    def arrived(self) -> Arrived | None:
-        """What a continual method has merged."""
-        return self.states[len(self.chain.edits)] if self.chain.method.rule.continual else None
-
-    def result_specs(self, dtype: torch.dtype | None = None) -> dict[str, TensorSpec]:
-        """Shape and dtype of every merged parameter: the base's (or first expert's) unless `dtype` is given."""
-        return {name: TensorSpec(spec.shape, dtype or spec.dtype) for name, spec in self.pool.specs.items()}
-
-
-def check_chain(chain: Chain, view: PoolView) -> None:
+def check_chain(chain: Chain, view: PoolView, lender: Lender | None = None) -> None:
     """All that can be known about a chain and a pool before weights are read.
 
     Raises:
-        PoolError: no base where one is needed, or another number of experts than the method takes.
-        ConfigError: settings that do not fit the pool's experts, too small a memory budget.
+        PoolError: no base where one is needed, another number of experts than the method takes, or one without a task
+            where the method looks at images.
+        ConfigError: settings that do not fit the pool's experts, too small a memory budget, no images to look at.
     """
     rule, pool = chain.method.rule, view.pool
     if chain.needs_base and pool.base is None:
@@ -65,18 +46,26 @@ def check_chain(chain: Chain, view: PoolView) -> None:
     if rule.models is not None and len(pool) != rule.models:
         raise PoolError(f"{rule.name}: takes {rule.models} experts; the pool has {len(pool)} ({', '.join(pool.tasks)})")
     replace(view, appetite=chain.appetite(len(pool))).check_memory(chain.grain)
+    for step in chain.rules:
+        if step.looks and lender is None:
+            raise ConfigError(
+                f"{step.rule.name}: looks at images ({', '.join(step.uses)}); name their tasks: taskpool=…, in Python "
+                "data=clipfuse.open_data(…)"
+            )
+        if step.looks and lender:
+            lender.check(pool.tasks, step.uses)
     for step in chain.steps:
         if step.rule.prepare and not step.rule.passes:
             step.rule.prepare(view, step.cfg)
 
 
-def prepare(chain: Chain, view: PoolView, before: Arrived | None = None) -> Prepared:
-    """Check a chain against a pool and let its steps look at the whole pool first.
+def prepare(chain: Chain, view: PoolView, before: Arrived | None = None, lender: Lender | None = None) -> Prepared:
+    """Check a chain against a pool, borrow the images that its method looks at, and let its steps look at the pool.
 
     The view gives pool, threads, memory, device and progress; the chain gives edits and seed. A continual method
     merges here, and goes on from `before` if that is given. Raises as `check_chain`.
     """
-    check_chain(chain, view)
+    check_chain(chain, view, lender)
     if len(view.pool) == 1 and before is None:
         log.warning("%s: is the only expert of the pool: there is nothing to merge it with", view.tasks[0])
     for task in view.pool.unmoved():
@@ -84,12 +73,19 @@ def prepare(chain: Chain, view: PoolView, before: Arrived | None = None) -> Prep
     raw = replace(
         view, seed=chain.seed, appetite=chain.appetite(chain.at_once(len(view.pool))), edits=(), grain="element"
     )
+    lent, lent_after = (
+        lender.lend(raw.tasks, step.uses, chain.seed) if lender and step and step.looks else None
+        for step in (chain.method, chain.after)
+    )
+    facts = [raw.tasks, chain.to_learn(), *(part.facts for part in (lent, lent_after) if part)]
+    kept = kept_for(raw.pool.checkpoints, facts) if chain.looks else Kept()
     if chain.method.rule.continual:
-        return after_arrivals(chain, raw, arrive(chain, raw, before))
+        merged = after_arrivals(chain, raw, arrive(chain, raw, before))
+        return replace(merged, lent_after=lent_after, kept=kept)
     view, states = behind(chain.edits, raw)
     method = chain.method
     states.append(method.rule.prepare(view, method.cfg) if method.rule.prepare else None)
-    return Prepared(chain, view, (*states, *finishing(chain, raw)))
+    return Prepared(chain, view, (*states, *finishing(chain, raw)), lent, kept, lent_after=lent_after)
 
 
 def after_arrivals(chain: Chain, raw: PoolView, arrived: Arrived) -> Prepared:
@@ -172,10 +168,11 @@ def run_unscaled(prepared: Prepared, parts: Parts) -> Counter[str]:
     if rule.streams:
         state = prepared.states[len(chain.edits)]
         extra = [state] if rule.prepare else []
-        with Run.open(view) as context:
+        with Run.open(view, prepared.lent, prepared.kept) as context:
             found = rule.function(view, chain.method.cfg, context, *extra)
             for name, delta in complete(rule.name, found, view.specs):
                 sinks[0].write(name, delta)
+        prepared.files.update(context.files)
         return context.tally
 
     def work(leaf: Leaf) -> Counter[str]:

@@ -11,15 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clipfuse.checkpoints.checkpoint import open_checkpoint
 from clipfuse.checkpoints.names import hub_name
 from clipfuse.checkpoints.safetensors_file import TensorSpec
 from clipfuse.checkpoints.writer import SafetensorsWriter, check_output, new_folder
 from clipfuse.cores import available_cores
 from clipfuse.errors import ConfigError, ModelError, PoolError
+from clipfuse.fusion.after import learn_after, tasks_of_experts
 from clipfuse.fusion.chain import Chain, configure
-from clipfuse.fusion.engine import Prepared, add_up, prepare, run
+from clipfuse.fusion.engine import add_up, prepare, run
+from clipfuse.fusion.lent import Lender
 from clipfuse.fusion.merged import NO_GEOMETRY, SCHEMA, Merged, hub_writer, load, write_description, write_state
+from clipfuse.fusion.prepared import Prepared
 from clipfuse.fusion.sinks import Sink, TensorSink
+from clipfuse.fusion.task_tensors import write_task_tensors
 from clipfuse.pool import HuggingFaceClipVisionPool, ModelPool, PoolView, pool_from_memory
 from clipfuse.pool.task_vector import TaskVector
 from clipfuse.pool.view import Progress
@@ -40,6 +45,7 @@ def merge(
     *,
     edits: Sequence[RuleTree] = (),
     finishes: Sequence[RuleTree] = (),
+    after: RuleTree | None = None,
     seed: int = 0,
     dtype: torch.dtype | str | None = None,
     out: str | Path | None = None,
@@ -47,6 +53,7 @@ def merge(
     threads: int | None = None,
     memory: int | str | None = None,
     device: str = "cpu",
+    data: Lender | None = None,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Merged:
@@ -58,23 +65,26 @@ def merge(
         method: A method's name, with its settings as further keywords, or a mapping with `name` and settings.
         edits: What is done to each task vector first, names or mappings.
         finishes: What is done to the merged task vector last.
+        after: What is learned for each task on the merged encoder; inference must then know the task.
         seed: For random edits.
         dtype: Of the result; the base's (or first expert's) by default.
         out: Stream into this folder instead of memory; it appears whole or not at all.
         threads: Defaults to the cores of this process. The bits of the result do not depend on it.
         memory: Most bytes that leaves in work may take, a number or as in "2GB"; it does not change bits either.
         device: Where leaves are worked on: cpu, cuda, cuda:1.
+        data: Where a method that looks at images gets them, from `clipfuse.open_data`.
         progress: Called with the number of bytes read since the last call.
 
     Raises:
         ConfigError, PoolError, CheckpointError, OutputError: before weights are read where that can be known.
     """
-    chain = chain_of(method, settings, edits, finishes, seed)
+    chain = chain_of(method, settings, edits, finishes, seed, after)
     if chain.values:
         raise ConfigError(
             f"method.{chain.swept}: a list of values is for a run with select=val, or for `sweep`; a merge takes one"
         )
-    prepared = prepare(chain, look_at(open_pool(models, out, overwrite), threads, memory, device, progress))
+    view = look_at(open_pool(models, out, overwrite), threads, memory, device, progress)
+    prepared = prepare(chain, view, lender=data)
     specs = prepared.result_specs(as_dtype(dtype))
     return finished(prepared, specs, out, overwrite, lambda sink: run(prepared, sink, specs))
 
@@ -87,10 +97,16 @@ def finished(
     fill: Callable[[Sink], Mapping[str, int]],
 ) -> Merged:
     """What `fill` writes into a sink, with its recipe: in memory, or in the folder `out`."""
+    tasks_of_experts(prepared)
     geometry = prepared.pool.geometry
     if out is None:
         sink = TensorSink.empty(specs)
-        return Merged(sink.tensors, make_recipe(prepared, specs, fill(sink)), geometry, state=prepared.arrived)
+        measured = fill(sink)
+        learned = learn_after(prepared, sink.tensors)
+        recipe = make_recipe(prepared, specs, measured)
+        prepared.kept.clear()
+        kind = recipe["kind"]
+        return Merged(sink.tensors, recipe, geometry, kind, prepared.arrived, prepared.files, learned)
     if geometry is None:
         raise ModelError(NO_GEOMETRY)
     began = time.perf_counter()
@@ -99,7 +115,13 @@ def finished(
             measured = fill(HubSink(writer))
         if prepared.arrived:
             write_state(folder, prepared.arrived)
-        write_description(folder, make_recipe(prepared, specs, measured), geometry)
+        learned = {}
+        if prepared.chain.after:
+            learned = learn_after(prepared, open_checkpoint(folder, str(out)).with_projection())
+        recipe = make_recipe(prepared, specs, measured)
+        write_task_tensors(folder, recipe, learned)
+        write_description(folder, recipe, geometry, prepared.files)
+    prepared.kept.clear()
     name, seconds = prepared.chain.method.rule.name, time.perf_counter() - began
     log.info("%s of %d experts merged and written in %.2f s", name, len(prepared.pool), seconds)
     return load(out)
@@ -161,11 +183,13 @@ def chain_of(
     edits: Sequence[RuleTree],
     finishes: Sequence[RuleTree],
     seed: int,
+    after: RuleTree | None = None,
 ) -> Chain:
     """A method with further settings as a checked chain; one that is a chain already is taken as it is."""
     if isinstance(method, Chain):
         return method
-    return configure({**({"name": method} if isinstance(method, str) else method), **settings}, edits, finishes, seed)
+    tree = {**({"name": method} if isinstance(method, str) else method), **settings}
+    return configure(tree, edits, finishes, seed, after)
 
 
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -184,7 +208,7 @@ def make_recipe(prepared: Prepared, specs: Mapping[str, TensorSpec], measured: M
     recipe = {
         "schema": SCHEMA,
         "clipfuse": __version__,
-        "kind": "weights",
+        "kind": "per_task" if prepared.chain.after else "weights",
         **prepared.chain.to_tree(),
         "uses": list(prepared.chain.uses),
         "dtype": dtypes[0] if len(dtypes) == 1 else dtypes,
@@ -198,6 +222,8 @@ def make_recipe(prepared: Prepared, specs: Mapping[str, TensorSpec], measured: M
         "plugins": [asdict(origin) for origin in prepared.chain.origins],
         "arrivals": arrived and arrived.to_tree(),
         "measured": dict(sorted(measured.items())),
+        "data": prepared.data_seen,
+        "files": sorted(prepared.files),
         "warnings": prepared.pool.warnings,
     }
     return recipe | {key: value for key, value in extra.items() if value}

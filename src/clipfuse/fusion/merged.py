@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -19,17 +20,21 @@ from clipfuse.checkpoints.safetensors_file import SafetensorsFile, TensorSpec
 from clipfuse.checkpoints.writer import SafetensorsWriter, new_folder, write_text
 from clipfuse.errors import CheckpointError, ModelError
 from clipfuse.fusion.arrivals import Arrived
+from clipfuse.fusion.task_tensors import TaskTensors, read_task_tensors, write_task_tensors
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel
 
     from clipfuse.models.clip_base import ClipBase
     from clipfuse.models.encoder import VisionEncoder
+    from clipfuse.models.per_task import PerTaskEncoder
 
 RECIPE = "clipfuse.json"
 STATE = "state.safetensors"
 """What a continual merge can go on from."""
 SCHEMA = 1
+KINDS = ("weights", "per_task")
+NONE: Mapping[str, str] = MappingProxyType({})
 NO_GEOMETRY = "the pool was made of state dicts, whose geometry is not known: merge modules or folders"
 
 
@@ -40,43 +45,55 @@ class Merged:
     tensors: Mapping[str, Tensor] = field(repr=False)
     recipe: Mapping[str, Any]
     geometry: Geometry | None = None
-    kind: Literal["weights"] = "weights"
-    """How many sets of weights there are and what inference needs; one set so far."""
+    kind: Literal["weights", "per_task"] = "weights"
+    """How many sets of weights there are and what inference needs: one set, or one with tensors for each task."""
     state: Arrived | None = field(default=None, repr=False)
     """What a continual method has merged, for `clipfuse.add` to go on from."""
+    files: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Texts that its method leaves beside the weights, by file name: learned coefficients and their picture."""
+    task_tensors: TaskTensors = field(default_factory=dict, repr=False)
+    """Of kind per_task: the modules by the tasks' own names."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tensors by the hub's names (`vision_model.encoder…`), as on disk."""
+        """Tensors by the hub's names (`vision_model.encoder…`), as on disk; of kind per_task without the modules."""
         return {hub_name(name): tensor for name, tensor in self.tensors.items()}
 
     def load_model(self, dtype: "torch.dtype | None" = None) -> "CLIPVisionModel":
         """A transformers `CLIPVisionModel`, float32 unless `dtype` is given.
 
         Raises:
-            ModelError: no geometry, or a linearised model: a CLIPVisionModel has another forward pass.
+            ModelError: no geometry; a linearised model or one of kind per_task: a CLIPVisionModel has another forward
+                pass.
         """
         from clipfuse.models.build import build_vision_model
 
+        if self.kind != "weights":
+            raise ModelError(f"the merge is of kind {self.kind}, a CLIPVisionModel has no modules; .encoder() has them")
         return build_vision_model(self.tensors, self.known_geometry, dtype)
 
     @property
     def config(self) -> dict[str, Any]:
-        """Method, edits, finishes and seed with all settings, as in YAML."""
-        return {key: self.recipe[key] for key in ("method", "edits", "finishes", "seed") if key in self.recipe}
+        """Method, edits, finishes, what comes after and seed with all settings, as in YAML."""
+        keys = ("method", "edits", "finishes", "after", "seed")
+        return {key: self.recipe[key] for key in keys if key in self.recipe}
 
-    def encoder(self, base: "ClipBase | None" = None) -> "VisionEncoder":
+    def encoder(self, base: "ClipBase | None" = None) -> "VisionEncoder | PerTaskEncoder":
         """An encoder with the projection of `base` (by default the recipe's), for evaluation.
+
+        Of kind per_task its features take the task's name.
 
         Raises:
             ModelError: no base is given and the recipe knows none.
         """
         from clipfuse.models.clip_base import known_base, open_base
         from clipfuse.models.encoder import build_encoder
+        from clipfuse.models.per_task import PerTaskEncoder
 
         members = (m for m in self.recipe["pool"] if m["name"] == "_pretrained_" and m.get("path"))
         own = next((member["path"] for member in members), None)
         base = base or open_base(own or known_base(self.geometry, "this merge"))
-        return build_encoder(self.tensors, self.known_geometry, base)
+        encoder = build_encoder(self.tensors, self.known_geometry, base)
+        return PerTaskEncoder(encoder, self.task_tensors) if self.kind == "per_task" else encoder
 
     @property
     def known_geometry(self) -> Geometry:
@@ -92,12 +109,13 @@ class Merged:
         """
         specs = {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in sorted(self.tensors.items())}
         with new_folder(Path(folder), overwrite) as temporary:
-            write_description(temporary, self.recipe, self.known_geometry)
+            write_description(temporary, self.recipe, self.known_geometry, self.files)
             with hub_writer(temporary, specs) as writer:
                 for name, tensor in self.tensors.items():
                     writer.write(hub_name(name), tensor)
             if self.state:
                 write_state(temporary, self.state)
+            write_task_tensors(temporary, self.recipe, self.task_tensors)
 
 
 def hub_writer(folder: Path, specs: Mapping[str, TensorSpec]) -> SafetensorsWriter:
@@ -129,8 +147,12 @@ def read_state(folder: Path, recipe: Mapping[str, Any]) -> Arrived | None:
         raise CheckpointError(f"{folder}: {RECIPE} and {STATE} are not those of a continual merge") from None
 
 
-def write_description(folder: Path, recipe: Mapping[str, Any], geometry: Geometry) -> None:
-    """Everything of a merged folder but the weights: config.json, clipfuse.json, README.md."""
+def write_description(
+    folder: Path, recipe: Mapping[str, Any], geometry: Geometry, files: Mapping[str, str] = NONE
+) -> None:
+    """Everything of a merged folder but the weights: config.json, clipfuse.json, README.md, and `files`."""
+    for name, text in files.items():
+        write_text(folder / name, text)
     write_text(folder / "config.json", json.dumps(geometry.to_config(), indent=2) + "\n")
     write_text(folder / RECIPE, json.dumps(recipe, indent=2, ensure_ascii=False) + "\n")
     write_text(folder / "README.md", model_card(recipe))
@@ -145,7 +167,7 @@ def read_recipe(folder: Path) -> dict[str, Any] | None:
         recipe = read_json(path)
         if recipe["schema"] > SCHEMA:
             raise CheckpointError(f"{path}: schema {recipe['schema']} is newer than this clipfuse knows ({SCHEMA})")
-        if recipe["kind"] != "weights":
+        if recipe["kind"] not in KINDS:
             raise CheckpointError(f"{path}: kind {recipe['kind']!r} is not known to this clipfuse")
         names = [recipe["method"]["name"], *(member["name"] for member in recipe["pool"])]
         places = [member.get("path") or "" for member in recipe["pool"]]
@@ -169,4 +191,7 @@ def load(folder: str | Path) -> Merged:
     if recipe is None:
         raise CheckpointError(f"{folder}: holds no {RECIPE}; clipfuse.load restores what clipfuse merged")
     tensors = open_checkpoint(folder, str(folder)).with_projection()
-    return Merged(tensors, recipe, read_geometry(folder), state=read_state(folder, recipe))
+    names = [name for name in recipe.get("files", ()) if Path(name).name == name and (folder / name).is_file()]
+    files = {name: (folder / name).read_text(encoding="utf-8") for name in names}
+    state, learned = read_state(folder, recipe), read_task_tensors(folder, recipe)
+    return Merged(tensors, recipe, read_geometry(folder), recipe["kind"], state, files, learned)

@@ -12,7 +12,7 @@ from clipfuse.errors import ConfigError, unknown
 from clipfuse.fusion.paper import Paper
 from clipfuse.pool.view import Grain
 
-Kind = Literal["method", "edit", "finish"]
+Kind = Literal["method", "edit", "finish", "after"]
 Uses = Literal["train_images", "train_labels", "val_images", "val_labels", "test_images"]
 Returns = Literal["delta", "weights"]
 Shape = tuple[int, ...]
@@ -58,7 +58,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Rule:
-    """A registered method, edit or finish: its function, its settings, and what it needs."""
+    """A registered method, edit, finish or what comes after them: its function, its settings, and what it needs."""
 
     kind: Kind
     name: str
@@ -74,7 +74,9 @@ class Rule:
     passes: int = 0
     """Times that `prepare` reads the whole pool, as a rule; 0 promises that it reads no weights."""
     uses: tuple[Uses, ...] | Callable[[Any], tuple[Uses, ...]] = ()
-    """What it sees besides weights."""
+    """What it has seen besides weights, with its settings."""
+    looks: bool | Callable[[Any], bool] = True
+    """Whether it looks at what it `uses` itself; else somebody has done so for it, and it needs no images."""
     affine_in: str | None = None
     """A setting that the result is affine in: the engine evaluates it at 0 and 1 and goes the rest of the way."""
     continual: bool = False
@@ -118,7 +120,8 @@ class Rule:
 METHODS: dict[str, Rule] = {}
 EDITS: dict[str, Rule] = {}
 FINISHES: dict[str, Rule] = {}
-TABLES: dict[Kind, dict[str, Rule]] = {"method": METHODS, "edit": EDITS, "finish": FINISHES}
+AFTERS: dict[str, Rule] = {}
+TABLES: dict[Kind, dict[str, Rule]] = {"method": METHODS, "edit": EDITS, "finish": FINISHES, "after": AFTERS}
 
 
 def register(kind: Kind, **facts: Any) -> Decorator:
@@ -158,6 +161,7 @@ def method(
     prepare: Callable[..., Any] | None = None,
     passes: int = 0,
     uses: tuple[Uses, ...] | Callable[[Any], tuple[Uses, ...]] = (),
+    looks: bool | Callable[[Any], bool] = True,
     affine_in: str | None = None,
     continual: bool = False,
     rescale: Callable[[Norms], float] | None = None,
@@ -172,7 +176,7 @@ def method(
     """
     return register(
         "method", paper=paper, grain=grain, returns=returns, models=models, prepare=prepare, passes=passes, uses=uses,
-        affine_in=affine_in, continual=continual, rescale=rescale, memory=memory, work=work,
+        looks=looks, affine_in=affine_in, continual=continual, rescale=rescale, memory=memory, work=work,
     )  # fmt: skip
 
 
@@ -209,14 +213,22 @@ def finish(
     )  # fmt: skip
 
 
+def after(*, paper: Paper, uses: tuple[Uses, ...] | Callable[[Any], tuple[Uses, ...]] = ()) -> Decorator:
+    """Register `(view, cfg, run, forward) → {expert: {name: Tensor}}` under its own name: small tensors for each task.
+
+    It learns them on the merged encoder, whose final weights are in `forward`; inference must then know the task.
+    """
+    return register("after", paper=paper, grain="leaf", uses=uses)
+
+
 def find(kind: Kind, name: str) -> Rule:
     """The rule of a name, installed plug-ins' too. Raises ConfigError with the nearest known name."""
     return find_in([TABLES[kind]], kind, name)
 
 
 def find_any(name: str) -> Rule:
-    """The method, edit or finish of a name. Raises ConfigError with the nearest known name."""
-    return find_in(TABLES.values(), "method, edit or finish", name)
+    """The rule of a name, of any kind. Raises ConfigError with the nearest known name."""
+    return find_in(TABLES.values(), "method, edit, finish or after", name)
 
 
 def find_in(tables: Collection[dict[str, Rule]], what: str, name: str) -> Rule:
@@ -230,6 +242,6 @@ def find_in(tables: Collection[dict[str, Rule]], what: str, name: str) -> Rule:
             return table[name]
     for kind, table in TABLES.items():
         if name in table:
-            place = {"method": f"method={name}", "edit": f"edits=[{name}]", "finish": f"finishes=[{name}]"}[kind]
+            place = {"edit": f"edits=[{name}]", "finish": f"finishes=[{name}]"}.get(kind, f"{kind}={name}")
             raise ConfigError(f"{name!r} is no {what}: write {place}")
     raise ConfigError(unknown(what, str(name), {known for table in tables for known in table}))

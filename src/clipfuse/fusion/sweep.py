@@ -10,9 +10,11 @@ import torch
 from clipfuse.checkpoints.safetensors_file import TensorSpec
 from clipfuse.errors import ConfigError
 from clipfuse.fusion.chain import Chain
-from clipfuse.fusion.engine import Parts, Prepared, prepare, run_scaled, run_unscaled
+from clipfuse.fusion.engine import Parts, prepare, run_scaled, run_unscaled
+from clipfuse.fusion.lent import Lender
 from clipfuse.fusion.merge import Models, RuleTree, as_dtype, chain_of, finished, look_at, open_pool
 from clipfuse.fusion.merged import Merged
+from clipfuse.fusion.prepared import Prepared
 from clipfuse.fusion.registry import Uses
 from clipfuse.fusion.sinks import Sink, TensorSink
 from clipfuse.pool.view import Progress
@@ -40,14 +42,23 @@ class Sweep:
         chosen = replace(self.prepared, chain=self.prepared.chain.with_value(value))
         run_scaled(chosen, self.parts, sink, self.specs)
 
-    def merged(self, value: float, out: str | Path | None = None, chosen_on: tuple[Uses, ...] = ()) -> Merged:
-        """The merge with one value (any), in memory or in a new folder; `chosen_on`: data that its choice has seen."""
+    def merged(
+        self,
+        value: float,
+        out: str | Path | None = None,
+        chosen_on: tuple[Uses, ...] = (),
+        looked: tuple[Mapping[str, Any], ...] = (),
+    ) -> Merged:
+        """The merge with one value (any), in memory or in a new folder.
+
+        Data that its choice has seen is `chosen_on`, and `looked` rows of the ledger.
+        """
 
         def fill(sink: Sink) -> Mapping[str, int]:
             self.write(value, sink)
             return self.measured
 
-        chosen = replace(self.prepared, chain=self.prepared.chain.with_value(value, chosen_on))
+        chosen = replace(self.prepared, chain=self.prepared.chain.with_value(value, chosen_on, looked))
         return finished(chosen, self.specs, out, False, fill)
 
 
@@ -62,6 +73,7 @@ def sweep(
     threads: int | None = None,
     memory: int | str | None = None,
     device: str = "cpu",
+    data: Lender | None = None,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Sweep:
@@ -72,7 +84,7 @@ def sweep(
     chain = chain_of(method, settings, edits, finishes, seed)
     if not chain.values:
         raise ConfigError(f"method.{chain.swept}: a sweep takes a list of values")
-    prepared = prepare(chain, look_at(open_pool(models), threads, memory, device, progress))
+    prepared = prepare(chain, look_at(open_pool(models), threads, memory, device, progress), lender=data)
     specs, count = prepared.result_specs(torch.float32), 1 if chain.swept == "scaling_factor" else 2
     parts = tuple(TensorSink.empty(specs).tensors for _ in range(count))
     measured = run_unscaled(prepared, parts)

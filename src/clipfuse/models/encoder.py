@@ -1,7 +1,8 @@
 """Encoders: all that evaluation knows of a model."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
@@ -144,7 +145,7 @@ def expanded(weights: Mapping[str, Tensor], geometry: Geometry, base: ClipBase, 
     return LinearisedTower(tower, deltas)
 
 
-def identity_of_files(checkpoint: Checkpoint, geometry: Geometry, base: ClipBase) -> str:
-    """Digest of a model's files, geometry and base: what its features depend on, without loading it."""
-    files = [compute_hash(path) for path in checkpoint.files]
+def identity_of_files(checkpoint: Checkpoint, geometry: Geometry, base: ClipBase, beside: Sequence[Path] = ()) -> str:
+    """Digest of a model's files and those `beside` them, geometry and base: what its features depend on, not loaded."""
+    files = [compute_hash(path) for path in (*checkpoint.files, *beside)]
     return hashlib.sha256(f"{base.identity} {geometry.model_dump_json()} {files}".encode()).hexdigest()

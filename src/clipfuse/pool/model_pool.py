@@ -177,8 +177,12 @@ def pool_of_deltas(deltas: Mapping[str, Mapping[str, torch.Tensor]]) -> ModelPoo
     return ModelPool(None, {name: task_vector(tensors, name) for name, tensors in deltas.items()})
 
 
-def pool_from_memory(models: Mapping[str, nn.Module | Mapping[str, Any] | TaskVector]) -> ModelPool:
+def pool_from_memory(
+    models: Mapping[str, nn.Module | Mapping[str, Any] | TaskVector], geometry: Geometry | None = None
+) -> ModelPool:
     """A pool over modules, state dicts or task vectors by name; `_pretrained_` is the base. Nothing is copied.
+
+    `geometry` is that of models which carry none.
 
     Raises:
         PoolError, CheckpointError: as for any pool.
@@ -189,7 +193,7 @@ def pool_from_memory(models: Mapping[str, nn.Module | Mapping[str, Any] | TaskVe
     }
     base = checkpoints.pop(PRETRAINED, None)
     experts = {name: checkpoint for name, checkpoint in checkpoints.items() if not is_special(name)}
-    known = {name: geometry_of(models[name]) for name in ([PRETRAINED] if base else []) + list(experts)}
+    known = {name: geometry_of(models[name]) or geometry for name in ([PRETRAINED] if base else []) + list(experts)}
     return ModelPool(base, experts, {name: found for name, found in known.items() if found})
 
 

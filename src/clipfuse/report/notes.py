@@ -23,6 +23,10 @@ def notes(records: Sequence[Record], normed: bool | None = None) -> list[str]:
         found.append("norm.: mean over tasks of accuracy ÷ that of the task's own expert, in per cent.")
     if {record.merged_task for record in records} >= {True, False}:
         found.append("merged: mean over tasks whose experts were merged; unseen: over the others.")
+    if told := list(dict.fromkeys(record.model for record in records if record.needs_task_id)):
+        found.append(
+            f"{', '.join(told)}: told the task of each image, for which it has a module; other models are not told."
+        )
     if any("limit" in record.chosen for record in records):
         found.append("With --limit only a seeded choice of the images is scored.")
     if carved := sorted({record.task for record in records if "carved" in record.chosen}):
@@ -30,12 +34,29 @@ def notes(records: Sequence[Record], normed: bool | None = None) -> list[str]:
     if missing := {record.task: record.unreadable for record in records if record.unreadable}:
         counts = ", ".join(f"{task} {count}" for task, count in missing.items())
         found.append(f"Images that could not be read were left out: {counts}.")
+    found += data_seen(records)
     found += lower_precision(records)
     found += suspicions(records)
     if any(record.task.startswith("tiny-") for record in records):
         found.append(
             "Tiny suite: a small CLIP on small generated tasks; its figures say nothing about real CLIP models."
         )
+    return found
+
+
+def data_seen(records: Sequence[Record]) -> list[str]:
+    """How many images of which splits each merged model's method has looked at, and what transductive means."""
+    found = []
+    for title, seen in {record.title: record.seen for record in records if record.seen}.items():
+        parts = []
+        for rule, split in dict.fromkeys((row.get("rule", ""), row["split"]) for row in seen):
+            rows = [row for row in seen if (row.get("rule", ""), row["split"]) == (rule, split)]
+            images, looks = sum(row["images"] for row in rows), sum(row["images"] * row["passes"] for row in rows)
+            how = "with labels" if any(row["labels"] for row in rows) else "no labels"
+            parts.append(f"{rule} {images:,} {split} images, {how}, {looks / max(images, 1):.3g} passes")
+        found.append(f"{title} has seen: {'; '.join(parts)}.")
+    if any(record.transductive for record in records):
+        found.append("transductive: the method has seen the very images that it is scored on.")
     return found
 
 

@@ -72,7 +72,7 @@ def over_corruptions(records: Sequence[Record]) -> dict[str, dict[str, list[Reco
     """Of each model with at least two corruptions a row: the records of each task that was scored under all of them."""
     corrupted: dict[str, dict[str, Mapping[str, Record]]] = {}
     for name, found in by_row([record for record in records if record.corruption]).items():
-        corrupted.setdefault(next(iter(found.values())).model, {})[name] = found
+        corrupted.setdefault(next(iter(found.values())).title, {})[name] = found
     rows = {}
     for model, parts in corrupted.items():
         tasks = [task for task in next(iter(parts.values())) if all(task in found for found in parts.values())]
@@ -98,7 +98,7 @@ def by_row(records: Sequence[Record]) -> Mapping[str, Mapping[str, Record]]:
     found: dict[str, dict[str, Record]] = {}
     for record in records:
         done = record.corruption
-        name = f"{record.model} · {done['name']} {done['severity']}" if done else record.model
+        name = f"{record.title} · {done['name']} {done['severity']}" if done else record.title
         found.setdefault(name, {})[record.task] = record
     return found
 

@@ -8,8 +8,8 @@ from clipfuse.data import Split, open_split
 from clipfuse.data.overlap import Overlap, overlap, take_prints
 from clipfuse.errors import TaskError
 from clipfuse.evaluate.metrics import far_above
+from clipfuse.progress import Stage, silent
 from clipfuse.run.models import evaluate_models
-from clipfuse.run.progress import Stage, silent
 from clipfuse.run.tasks import draw_tiny, get_task
 
 

@@ -15,8 +15,9 @@ from clipfuse.evaluate.workers import find_workers
 from clipfuse.heads import Head, joint_head, zero_shot_heads
 from clipfuse.models.clip_base import ClipBase, open_base
 from clipfuse.models.encoder import Encoder, VisionEncoder
+from clipfuse.models.per_task import PerTaskEncoder
+from clipfuse.progress import Stage, silent
 from clipfuse.run.config import MeasureConfig
-from clipfuse.run.progress import Stage, silent
 from clipfuse.run.tasks import draw_tiny
 from clipfuse.tasks import Task
 from clipfuse.tiny.task import SPLITS
@@ -52,8 +53,9 @@ class Bench:
         def opened() -> Encoder:
             encoder: Any = candidate.open()
             encoder = encoder.to(self.device, dtype)
-            if scoring.compiled and isinstance(encoder, VisionEncoder):
-                encoder.vision = torch.compile(encoder.vision)  # type: ignore[assignment]
+            tower = encoder.encoder if isinstance(encoder, PerTaskEncoder) else encoder
+            if scoring.compiled and isinstance(tower, VisionEncoder):
+                tower.vision = torch.compile(tower.vision)  # type: ignore[assignment]
             return encoder
 
         return replace(candidate, open=opened)

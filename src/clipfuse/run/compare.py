@@ -61,8 +61,8 @@ def compare_runs(a: str | Path, b: str | Path, model_a: str | None = None, model
     for name in order:
         of_images.setdefault(images[name], []).append(pairs[name])
     return Compared(
-        a=next(iter(mine.values())).model,
-        b=next(iter(its.values())).model,
+        a=next(iter(mine.values())).title,
+        b=next(iter(its.values())).title,
         folders=(str(a), str(b)),
         tasks=found,
         adjusted=dict(zip(order, adjusted, strict=True)),

@@ -72,6 +72,8 @@ class RunConfig(MeasureConfig):
     """Done to each task vector first."""
     finishes: Sequence[RuleTree] = ()
     """Done to the merged task vector last."""
+    after: RuleTree | None = None
+    """Learned for each task on the merged encoder: name and settings."""
     plugins: Sequence[str] = ()
     """Python files with methods, edits and finishes of one's own; they are run."""
     taskpool: Mapping[str, Any]

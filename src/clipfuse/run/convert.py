@@ -18,8 +18,9 @@ from clipfuse.errors import ModelError
 from clipfuse.models.build import is_full_clip
 from clipfuse.models.full_clip import write_full_clip
 from clipfuse.pool.projections import equal
+from clipfuse.progress import Stage, silent
 from clipfuse.run.extract_lora import extract
-from clipfuse.run.progress import Stage, silent
+from clipfuse.run.models import modules_of
 from clipfuse.run.source import Source, Told
 from clipfuse.run.to_openclip import write_openclip
 
@@ -56,6 +57,8 @@ def convert(
     source = Source(locate(ref), base)
     if to != "hf" and is_linearised(source.at.folder):
         raise ModelError(f"{ref}: is linearised, which the format {to} cannot say; hf can")
+    if modules_of(source.at):
+        raise ModelError(f"{ref}: has a module for each task, which no other format can hold; it is not converted")
     check_output(out, overwrite, source.checkpoint.files)
     with stage(f"write {to}", source.checkpoint.nbytes, "B") as told, new_folder(out, overwrite) as folder:
         facts = WRITERS[to](source, folder, dtype, told, rank)

@@ -31,13 +31,13 @@ from clipfuse.finetune.runtime import (
 from clipfuse.finetune.state import StateFile
 from clipfuse.finetune.train import Running, Training
 from clipfuse.finetune.trained import make_trained
+from clipfuse.progress import Stage, silent
 from clipfuse.run.bench import as_device
 from clipfuse.run.expert_folder import write_expert
 from clipfuse.run.finetune_config import FinetuneConfig, finetune_config
 from clipfuse.run.finetune_data import Data, open_data
 from clipfuse.run.finetune_facts import asked_of, facts_of, key_of, sizes_of
 from clipfuse.run.finetune_plans import Plan, base_of, make_plans, write_pool
-from clipfuse.run.progress import Stage, silent
 from clipfuse.run.tasks import find_tasks
 from clipfuse.tasks import TaskPoolConfig
 

@@ -22,9 +22,9 @@ from clipfuse.finetune.batches import TrainingTask
 from clipfuse.finetune.lora_layers import add_lora
 from clipfuse.heads import Head, zero_shot_heads
 from clipfuse.models.clip_base import ClipBase, open_base
+from clipfuse.progress import Stage
 from clipfuse.run.bench import decode
 from clipfuse.run.finetune_config import FinetuneConfig
-from clipfuse.run.progress import Stage
 from clipfuse.run.tasks import draw_tiny
 from clipfuse.tasks import Task
 

@@ -20,8 +20,8 @@ from clipfuse.errors import ClipfuseError, ModelError
 from clipfuse.fusion.merged import read_recipe
 from clipfuse.models.build import build_vision_model, is_full_clip
 from clipfuse.models.tower import Tower, open_tower
+from clipfuse.progress import Stage, silent
 from clipfuse.run.models import tower_of
-from clipfuse.run.progress import Stage, silent
 
 FAR, TURNED = 0.3, 0.95
 """Norm of τ ÷ that of the base above which, and cosine with the base below which, a model is no expert of it: the

@@ -1,7 +1,8 @@
 """Merging and scoring: choices of methods, beside the base and the experts."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,10 +15,11 @@ from clipfuse.fusion.chain import Chain
 from clipfuse.fusion.merge import merge
 from clipfuse.fusion.merged import Merged
 from clipfuse.fusion.sweep import Sweep
-from clipfuse.models.encoder import VisionEncoder, build_encoder, identity_of_files
+from clipfuse.fusion.task_tensors import bytes_of
+from clipfuse.models.encoder import Encoder, VisionEncoder, build_encoder, identity_of_files
 from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
+from clipfuse.progress import Stage, silent
 from clipfuse.run.bench import Bench
-from clipfuse.run.progress import Stage
 from clipfuse.run.records import Role, record_of, save_predictions, with_references
 
 log = logging.getLogger(__name__)
@@ -73,7 +75,9 @@ def measure(
     for choice in choices:
         title = f"{choice.title} (merged)" if choice.title in sources else choice.title
         merged[title] = merge_choice(pool, choice, stage, folder / "merged" if folder else None, work)
-        candidates.append(Candidate(title, partial(merged_encoder, merged[title], bench), wide, size))
+        modules = merged[title].task_tensors
+        opened = partial(merged_encoder, merged[title], bench)
+        candidates.append(Candidate(title, opened, wide + bytes_of(modules), size, frozenset(modules) or None))
     compute_in_background(file for checkpoint in pool.weights.checkpoints for file in checkpoint.files)
     on_val = bench.on_val(candidates, stage)
     records: list[Record] = []
@@ -88,7 +92,7 @@ def measure(
             if score.model in merged:
                 recipe = {**merged[score.model].recipe, "pool": members}
                 role: Role = "merged"
-                of |= {"recipe": recipe, "uses": recipe["uses"]}
+                of |= {"recipe": recipe, "uses": recipe["uses"], "seen": recipe.get("data", ())}
             else:
                 name = sources[score.model]
                 role = "base" if name == PRETRAINED else "expert"
@@ -109,9 +113,17 @@ def merge_choice(
     """The merged model of a choice, written to `out` if that is given."""
     chain = choice.chain
     if choice.sweep and choice.value is not None:
-        return choice.sweep.merged(choice.value, out, chain.chosen_on)
-    with stage(f"merge {chain.method.rule.name}", pool.weights.nbytes * chain.passes, "B") as told:
+        return choice.sweep.merged(choice.value, out, chain.chosen_on, chain.chosen_data)
+    with merging(stage, pool, chain) as told:
         return merge(pool, chain, out=out, progress=told, **work)
+
+
+def merging(
+    stage: Stage, pool: HuggingFaceClipVisionPool, chain: Chain, how: str = ""
+) -> AbstractContextManager[Callable[..., None]]:
+    """Shows the bytes that a merge reads; nothing where its method looks at images, as its steps are shown then."""
+    shown = silent if chain.looks else stage
+    return shown(f"merge {chain.method.rule.name}{how}", pool.weights.nbytes * chain.passes, "B")
 
 
 def baseline_candidates(
@@ -140,7 +152,7 @@ def sizes(pool: HuggingFaceClipVisionPool) -> tuple[int, int]:
     return size, 4 * size * (2 if geometry and geometry.linearised else 1)
 
 
-def merged_encoder(merged: Merged, bench: Bench) -> VisionEncoder:
+def merged_encoder(merged: Merged, bench: Bench) -> Encoder:
     return merged.encoder(bench.base)
 
 

@@ -20,19 +20,21 @@ from clipfuse.data import Corruption
 from clipfuse.errors import ConfigError, ModelError
 from clipfuse.evaluate import Candidate, Record, Score
 from clipfuse.fusion.merged import read_recipe
+from clipfuse.fusion.task_tensors import TASK_TENSORS, TaskTensors, bytes_of, read_task_tensors
 from clipfuse.models.build import is_full_clip
 from clipfuse.models.clip_base import ClipBase, known_base, open_base
-from clipfuse.models.encoder import VisionEncoder, build_encoder, check_fits, identity_of_files
+from clipfuse.models.encoder import Encoder, build_encoder, check_fits, identity_of_files
+from clipfuse.models.per_task import PerTaskEncoder
 from clipfuse.pool import PRETRAINED
 from clipfuse.pool.clip_vision import locate_all
+from clipfuse.progress import Stage, silent
 from clipfuse.report import Table
 from clipfuse.report.write import write_report
 from clipfuse.run.bench import Bench, open_bench
 from clipfuse.run.config import EvaluateConfig
-from clipfuse.run.progress import Stage, silent
 from clipfuse.run.records import is_expert, record_of, save_predictions, with_references
 from clipfuse.run.tasks import find_tasks
-from clipfuse.tasks import TaskPoolConfig
+from clipfuse.tasks import Task, TaskPoolConfig
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +83,7 @@ def score_located(models: Sequence[str], config: EvaluateConfig, stage: Stage) -
         raise ModelError(f"the models belong to different bases ({found}); evaluate them apart, or give base=")
     tasks, names, base = find_tasks(taskpool), short_names(models), open_base(bases[models[0]])
     candidates = [candidate(names[model], at, base) for model, at in located.items()]
+    check_known(candidates, tasks)
     bench = open_bench(tasks, base.ref, (config.split,), config, stage)
     origins = {names[model]: origin(at, names[model], bench) for model, at in located.items()}
     on_val = bench.on_val(candidates, stage)
@@ -154,19 +157,44 @@ def tower_of(at: Located, given: str | None) -> str:
 def candidate(name: str, at: Located, base: ClipBase) -> Candidate:
     """A located model on a base, opened and checked, its weights not read. Raises ModelError, CheckpointError."""
     opened = open_checkpoint(at.folder, at.ref, base.checkpoint)
-    compute_in_background(opened.files)
+    modules, beside = modules_of(at), files_beside(at)
+    compute_in_background((*opened.files, *beside))
     checkpoint = applied(base.checkpoint, opened)
     geometry = base.geometry if opened.is_delta else find_geometry(at.folder, checkpoint)
     check_fits(geometry, base, at.ref)
     if geometry.linearised and (told := other_origin(at, base)):
         raise ModelError(told)
 
-    def load() -> VisionEncoder:
-        return build_encoder(checkpoint.with_projection(), geometry, base)
+    def load() -> Encoder:
+        encoder = build_encoder(checkpoint.with_projection(), geometry, base)
+        return PerTaskEncoder(encoder, modules) if modules else encoder
+
+    def identity() -> str:
+        return identity_of_files(checkpoint, geometry, base, beside)
 
     size = sum(checkpoint.spec(n).numel for n in checkpoint)
-    memory = 4 * size * (2 if geometry.linearised else 1)
-    return Candidate(name, load, memory, size, identity=lambda: identity_of_files(checkpoint, geometry, base))
+    memory = 4 * size * (2 if geometry.linearised else 1) + bytes_of(modules)
+    return Candidate(name, load, memory, size, frozenset(modules) or None, identity)
+
+
+def modules_of(at: Located) -> TaskTensors:
+    """Modules for each task of a located merge, if it has any. Raises CheckpointError if they are not there."""
+    recipe = read_recipe(at.folder) if at.folder.is_dir() else None
+    return read_task_tensors(at.folder, recipe) if recipe else {}
+
+
+def files_beside(at: Located) -> tuple[Path, ...]:
+    """What a located model's features depend on besides its weights."""
+    return (at.folder / TASK_TENSORS,) if modules_of(at) else ()
+
+
+def check_known(candidates: Sequence[Candidate], tasks: Sequence[Task]) -> None:
+    """Raises ModelError for a model that knows none of the tasks."""
+    names = [task.name for task in tasks]
+    for found in candidates:
+        if found.tasks is not None and found.tasks.isdisjoint(names):
+            known = ", ".join(sorted(found.tasks))
+            raise ModelError(f"{found.name}: has modules for {known} only, and is to be scored on {', '.join(names)}")
 
 
 def other_origin(at: Located, base: ClipBase) -> str | None:
@@ -180,11 +208,18 @@ def other_origin(at: Located, base: ClipBase) -> str | None:
 def origin(at: Located, name: str, bench: Bench) -> Mapping[str, Any]:
     """Role, recipe or source, and uses, for the record of a located model."""
     recipe = read_recipe(at.folder) if at.folder.is_dir() else None
-    files = {file.name: known_hash(file) for file in open_checkpoint(at.folder, at.ref, bench.base.checkpoint).files}
+    opened = open_checkpoint(at.folder, at.ref, bench.base.checkpoint)
+    files = {file.name: known_hash(file) for file in (*opened.files, *files_beside(at))}
     source = {"path": at.ref, "revision": at.revision, "files": files}
     if recipe:
         pool = [with_hashes(member) for member in recipe["pool"]]
-        return {"role": "merged", "recipe": recipe | {"pool": pool}, "source": source, "uses": recipe["uses"]}
+        return {
+            "role": "merged",
+            "recipe": recipe | {"pool": pool},
+            "source": source,
+            "uses": recipe["uses"],
+            "seen": recipe.get("data", ()),
+        }
     if at.ref == bench.base.ref:
         return {"role": "base", "source": source}
     if told := other_origin(at, bench.base):

@@ -20,17 +20,18 @@ from clipfuse.evaluate import Record
 from clipfuse.evaluate.sweep import sweep_candidates
 from clipfuse.fusion.chain import Chain, configure
 from clipfuse.fusion.engine import check_chain
+from clipfuse.fusion.lent import Lender
 from clipfuse.fusion.loading import load_plugins
 from clipfuse.fusion.merge import as_dtype, look_at, merge_device
 from clipfuse.fusion.sweep import sweep
-from clipfuse.models.clip_base import known_base
-from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
+from clipfuse.pool import HuggingFaceClipVisionPool
+from clipfuse.progress import Stage, silent
 from clipfuse.report import Table, results_tables
 from clipfuse.report.write import write_report
 from clipfuse.run.bench import Bench, open_bench
 from clipfuse.run.config import RunConfig
-from clipfuse.run.measure import WORK, Choice, measure
-from clipfuse.run.progress import Stage, silent
+from clipfuse.run.lend import TaskLender, base_for
+from clipfuse.run.measure import WORK, Choice, measure, merging
 from clipfuse.run.tasks import find_tasks
 from clipfuse.tasks import TaskPoolConfig
 
@@ -65,9 +66,9 @@ def run(tree: Mapping[str, Any], stage: Stage = silent) -> RunResult:
     folder = Path(config.out or f"runs/{now}_{chain.method.rule.name}")
     check_output(folder, config.overwrite)
     with keep_ledger(config.locked) as ledger:
-        pool, bench = open_run(config, chain, stage)
+        pool, bench, lender = open_run(config, chain, stage)
         check_output(folder, config.overwrite, [file for model in pool.weights.checkpoints for file in model.files])
-        return work(config, chain, folder, pool, bench, ledger, stage)
+        return work(config, chain, folder, pool, bench, lender, ledger, stage)
 
 
 def work(
@@ -76,6 +77,7 @@ def work(
     folder: Path,
     pool: HuggingFaceClipVisionPool,
     bench: Bench,
+    lender: Lender,
     ledger: Ledger,
     stage: Stage,
 ) -> RunResult:
@@ -83,7 +85,7 @@ def work(
     with new_folder(folder, config.overwrite) as temporary, log_to(temporary / "log.txt"):
         resolved = config.model_dump(mode="json", exclude={"out", "overwrite", "locked"}) | chain.to_tree()
         write_text(temporary / "config.yaml", to_yaml(resolved))
-        how = {"dtype": config.dtype, "memory": config.memory, "device": merge_device(config.device)}
+        how = {"dtype": config.dtype, "memory": config.memory, "device": merge_device(config.device), "data": lender}
         choice = choose(pool, bench, chain, stage, how) if chain.values else Choice(chain)
         records = measure(pool, bench, [choice], config.baselines, stage, temporary, how)
         tables = results_tables(records, selection(choice), config.published)
@@ -101,7 +103,7 @@ def selection(choice: Choice) -> list[str]:
 def chain_of(config: RunConfig) -> Chain:
     """The checked method with edits and finishes, plug-ins loaded. Raises ConfigError."""
     load_plugins(config.plugins)
-    chain = configure(config.method, config.edits, config.finishes, config.seed)
+    chain = configure(config.method, config.edits, config.finishes, config.seed, config.after)
     if chain.values and config.select is None:
         count = len(chain.values)
         raise ConfigError(
@@ -112,17 +114,17 @@ def chain_of(config: RunConfig) -> Chain:
     return chain
 
 
-def open_run(config: RunConfig, chain: Chain, stage: Stage) -> tuple[HuggingFaceClipVisionPool, Bench]:
+def open_run(config: RunConfig, chain: Chain, stage: Stage) -> tuple[HuggingFaceClipVisionPool, Bench, Lender]:
     """Everything that can fail before weights are computed with: tasks, pool, fit of the two, splits, heads."""
     as_dtype(config.dtype)
     pool = HuggingFaceClipVisionPool.from_tree(config.modelpool)
     taskpool = parse(TaskPoolConfig, config.taskpool, "taskpool")
     tasks = find_tasks(taskpool)
-    check_chain(chain, look_at(pool.weights, memory=config.memory, device=merge_device(config.device)))
-    own = pool.get_model_config(PRETRAINED).ref if pool.has_pretrained else None
-    base = taskpool.base or own or known_base(pool.weights.geometry, "the pool")
+    base = base_for(pool, taskpool)
+    lender = TaskLender(tasks, base, config, stage)
+    check_chain(chain, look_at(pool.weights, memory=config.memory, device=merge_device(config.device)), lender)
     splits = ("test", "val") if chain.values else ("test",)
-    return pool, open_bench(tasks, base, splits, config, stage)
+    return pool, open_bench(tasks, base, splits, config, stage), lender
 
 
 def choose(
@@ -133,7 +135,7 @@ def choose(
     work: Mapping[str, Any] = WORK,
 ) -> Choice:
     """The value with the best mean accuracy on the val splits, the smallest of equals. Merges once."""
-    with stage(f"merge {chain.method.rule.name} once", pool.weights.nbytes * chain.passes, "B") as told:
+    with merging(stage, pool, chain, " once") as told:
         found = sweep(pool, chain, progress=told, **work)
     candidates = sweep_candidates(found, bench.base, bench.device)
     scores = bench.score(list(candidates.values()), "val", stage, dtype="float32", joint=None)
@@ -144,7 +146,9 @@ def choose(
         log.info("%s=%g: %.2f %% on val", chain.swept, value, 100 * means[value])
     best = max(sorted(means), key=lambda value: means[value])
     log.info("%s=%g is chosen", chain.swept, best)
-    return Choice(chain.with_value(best, ("val_images", "val_labels")), found, means)
+    seen = {s.task: {"rule": "select", "task": s.task, "split": "val", "images": s.n, "labels": True} for s in scores}
+    looked = tuple(row | {"passes": len(means)} for row in seen.values())
+    return Choice(chain.with_value(best, ("val_images", "val_labels"), looked), found, means)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from clipfuse.fusion.merge import as_dtype, look_at, merge_device
 from clipfuse.pool import HuggingFaceClipVisionPool, PoolView
 from clipfuse.pool.view import MEMORY, slices
 from clipfuse.run.config import RunConfig
+from clipfuse.run.lend import TaskLender, base_for
 from clipfuse.run.pipeline import chain_of
 from clipfuse.run.speed import measure_speed
 from clipfuse.run.tasks import find_tasks, is_tiny
@@ -56,11 +57,16 @@ def make_plan(tree: Mapping[str, Any]) -> Plan:
     """
     config = parse(RunConfig, {"taskpool": {}, **tree}, "run")
     chain = chain_of(config)
-    tasks = find_tasks(parse(TaskPoolConfig, config.taskpool, "taskpool")) if config.taskpool else []
+    taskpool = parse(TaskPoolConfig, config.taskpool, "taskpool") if config.taskpool else None
+    tasks = find_tasks(taskpool) if taskpool else []
     dtype = as_dtype(config.dtype)
-    pool = HuggingFaceClipVisionPool.from_tree(config.modelpool).weights
+    models = HuggingFaceClipVisionPool.from_tree(config.modelpool)
+    pool = models.weights
     view = look_at(pool, memory=config.memory, device=merge_device(config.device))
-    check_chain(chain, view)
+    lender = None
+    if taskpool and chain.looks:
+        lender = TaskLender(tasks, base_for(models, taskpool), config)
+    check_chain(chain, view, lender)
     for task in tasks:
         if task.folder and not is_tiny(task):
             open_split(task, "test")

@@ -19,7 +19,7 @@ from clipfuse.evaluate import Record
 from clipfuse.evaluate.record import read_records, same, write_records
 from clipfuse.fusion.loading import load_installed
 from clipfuse.fusion.merged import RECIPE, STATE, Merged, load, write_description
-from clipfuse.fusion.registry import TABLES
+from clipfuse.fusion.registry import TABLES, Kind
 from clipfuse.models.build import is_full_clip
 from clipfuse.models.clip_base import ClipBase, known_base, open_base
 from clipfuse.models.full_clip import write_full_clip
@@ -195,11 +195,15 @@ def publication(repo: str, recipe: Mapping[str, Any], records: Sequence[Record])
 def papers(recipe: Mapping[str, Any]) -> dict[str, str]:
     """Rule → title and link of its paper; of rules that are known here."""
     load_installed()
-    steps = {"method": [recipe["method"]], "edit": recipe.get("edits", ()), "finish": recipe.get("finishes", ())}
+    steps: dict[Kind, Any] = {
+        "method": [recipe["method"]],
+        "edit": recipe.get("edits", ()),
+        "finish": recipe.get("finishes", ()),
+    }
     found = {}
-    for kind, rules in TABLES.items():
-        for step in steps[kind]:
-            if rule := rules.get(step["name"]):
+    for kind, chosen in steps.items():
+        for step in chosen:
+            if rule := TABLES[kind].get(step["name"]):
                 arxiv = (
                     f" [arXiv:{rule.paper.arxiv}](https://arxiv.org/abs/{rule.paper.arxiv})" if rule.paper.arxiv else ""
                 )

@@ -8,11 +8,11 @@ from clipfuse.config.presets import load_preset
 from clipfuse.evaluate import Record
 from clipfuse.fusion.chain import configure
 from clipfuse.pool import PRETRAINED, HuggingFaceClipVisionPool
+from clipfuse.progress import Stage, silent
 from clipfuse.run.bench import open_bench
 from clipfuse.run.config import MeasureConfig
 from clipfuse.run.measure import Choice, measure
 from clipfuse.run.pipeline import choose
-from clipfuse.run.progress import Stage, silent
 from clipfuse.run.tasks import find_tasks
 from clipfuse.tasks import TaskPoolConfig
 

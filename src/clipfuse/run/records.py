@@ -39,7 +39,7 @@ def record_of(
         corruption: What was done to the images.
         exact: The same in float32 on the first images, where `score` has a lower precision.
         val: The model's score on the val split that its temperature was fitted on.
-        of: `recipe` or `source`, and `uses`.
+        of: `recipe` or `source`, `uses`, and `seen`.
     """
     task = next(task for task in bench.tasks if task.name == score.task)
     images = next(images for images in bench.images[split] if images.split.task == score.task)
@@ -80,7 +80,9 @@ def record_of(
         per_class=list(zip(matrix.sum(1).tolist(), matrix.diagonal().tolist(), strict=True)),
         confused=most_confused(matrix, task.classes),
         joint=joint_of(bench, score),
+        needs_task_id=(of.get("recipe") or {}).get("kind") == "per_task",
         uses=tuple(of.get("uses", ())),
+        seen=tuple(of.get("seen", ())),
         dtype=bench.scoring.dtype,
         versus_float32=difference(score, exact) if exact else None,
         batch_size=score.batch_size,
@@ -91,9 +93,9 @@ def record_of(
 
 
 def joint_of(bench: Bench, score: Score) -> Mapping[str, Any] | None:
-    """What the joint head of all tasks made of a score's images."""
+    """What the joint head of all tasks made of a score's images; None of a model that was told the task."""
     joint = bench.scoring.joint
-    if joint is None:
+    if joint is None or "joint" not in score.columns:
         return None
     said = score.columns["joint"]
     correct = int((said == score.labels + joint.starts[score.task]).sum())

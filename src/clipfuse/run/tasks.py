@@ -5,7 +5,7 @@ from pathlib import Path
 
 from clipfuse.cache import cache_folder
 from clipfuse.errors import TaskError
-from clipfuse.run.progress import Stage, silent
+from clipfuse.progress import Stage, silent
 from clipfuse.tasks import Task, TaskPoolConfig, catalog, find_task, fold, read_task
 from clipfuse.tiny import materialise
 from clipfuse.tiny.suite import SUITE, lacking

@@ -9,16 +9,19 @@ from torch import Tensor
 
 from clipfuse.config import example_settings
 from clipfuse.errors import ConfigError
-from clipfuse.fusion.chain import Chain, Step, configure
+from clipfuse.fusion.chain import Chain, configure
+from clipfuse.fusion.lent import Lender
 from clipfuse.fusion.merge import merge
 from clipfuse.fusion.registry import Rule
-from clipfuse.pool import PRETRAINED
-from clipfuse.testing.models import TASKS, StateDict
+from clipfuse.fusion.step import Step
+from clipfuse.pool import PRETRAINED, ModelPool, pool_from_memory
+from clipfuse.testing.lender import RandomLender
+from clipfuse.testing.models import SMALL, TASKS, StateDict
 
 
 @dataclass(frozen=True)
 class Case:
-    """A rule with settings, in a chain: an edit or finish stands around task arithmetic."""
+    """A rule with settings, in a chain: an edit, finish or what comes after stands around task arithmetic."""
 
     rule: Rule
     chain: Chain
@@ -43,12 +46,12 @@ class Case:
         named = {"name": rule.name, **tree}
         method = named if rule.kind == "method" else "task_arithmetic"
         edits, finishes = ([named] if rule.kind == kind else [] for kind in ("edit", "finish"))
-        return cls(rule, configure(method, edits, finishes))
+        return cls(rule, configure(method, edits, finishes, after=named if rule.kind == "after" else None))
 
     @property
     def step(self) -> Step:
         """The rule's own step."""
-        return next(step for step in self.chain.steps if step.rule is self.rule)
+        return next(step for step in self.chain.rules if step.rule is self.rule)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -64,13 +67,23 @@ class Case:
         method = other if self.rule.kind == "method" else self.chain.method
         return replace(self.chain, method=method, edits=edits, finishes=finishes)
 
+    @property
+    def data(self) -> Lender | None:
+        """Random pictures, if a rule looks at some."""
+        return RandomLender() if self.chain.looks else None
+
+    def pool(self, models: Mapping[str, Any]) -> ModelPool:
+        """Random models, or task vectors, as a pool."""
+        return pool_from_memory(models, SMALL)
+
     def members(self, models: Mapping[str, StateDict]) -> dict[str, StateDict]:
         """The base and as many experts as the method takes, in the order of `models`."""
         return {name: tensors for name, tensors in models.items() if name in (PRETRAINED, *self.tasks)}
 
     def merged(self, models: Mapping[str, StateDict], chain: Chain | None = None, **options: Any) -> StateDict:
         """Merged tensors by name; `options` are those of `clipfuse.merge`."""
-        return dict(merge(self.members(models), chain or self.chain, **options).tensors)
+        pool = self.pool(self.members(models))
+        return dict(merge(pool, chain or self.chain, data=self.data, **options).tensors)
 
 
 def fail(how: str) -> NoReturn:

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-import clipfuse.fusion  # noqa: F401  registers the rules
+import clipfuse.fusion
+import clipfuse.testing.after_contracts  # noqa: F401  registers its contract
 from clipfuse.fusion.registry import Rule, find_any
 from clipfuse.testing.case import Case
 from clipfuse.testing.contracts import CONTRACTS

@@ -148,7 +148,7 @@ def any_home(case: Case) -> None:
     models = case.members(random_models())
     with tempfile.TemporaryDirectory() as folder:
         pool = HuggingFaceClipVisionPool.from_tree({"models": write_models(models, Path(folder))})
-        written = merge(pool, case.chain, out=Path(folder, "merged"))
+        written = merge(pool, case.chain, out=Path(folder, "merged"), data=case.data)
         check_same(dict(written.tensors), case.merged(models))
 
 
@@ -165,7 +165,8 @@ def one_expert(case: Case) -> None:
     """One expert alone is merged to finite weights, or refused with a ClipfuseError."""
     models = random_models()
     try:
-        found = merge({PRETRAINED: models[PRETRAINED], case.tasks[0]: models[case.tasks[0]]}, case.chain)
+        alone = {PRETRAINED: models[PRETRAINED], case.tasks[0]: models[case.tasks[0]]}
+        found = merge(case.pool(alone), case.chain, data=case.data)
     except ClipfuseError as error:
         if "not finite" in str(error):
             raise
@@ -215,7 +216,7 @@ def task_vectors(case: Case) -> None:
     models = case.members(random_models())
     base = models[PRETRAINED]
     vectors = {task: TaskVector({n: models[task][n] - base[n] for n in base}) for task in case.tasks}
-    found = merge({PRETRAINED: base, **vectors}, case.chain)
+    found = merge(case.pool({PRETRAINED: base, **vectors}), case.chain, data=case.data)
     check_near(dict(found.tensors), case.merged(models), absolute=1e-6, relative=1e-5)
 
 
@@ -240,7 +241,7 @@ def affine(case: Case) -> None:
 
 def check_sweep(case: Case, name: str) -> None:
     models = random_models()
-    found = sweep(case.members(models), replace(case.chain, swept=name, values=VALUES))
+    found = sweep(case.pool(case.members(models)), replace(case.chain, swept=name, values=VALUES), data=case.data)
     for value in VALUES:
         sink = TensorSink.empty(found.specs)
         found.write(value, sink)
