@@ -39,11 +39,19 @@ class Choice:
     sweep: Sweep | None = None
     curve: Mapping[float, float] = field(default_factory=dict)
     """Each value's mean accuracy on the val splits."""
+    note: str = ""
+    """What tells it from another choice of the run."""
 
     @property
     def title(self) -> str:
         """What a table calls it, with the value that was chosen."""
-        return self.chain.title + (f" {self.chain.symbol}={self.value:g}" if self.value is not None else "")
+        value = f"{self.chain.symbol}={self.value:g}" if self.value is not None else ""
+        return " ".join(part for part in (self.chain.title, value, self.note) if part)
+
+    @property
+    def folder(self) -> str:
+        """Where a run puts its weights: `merged`, or `merged_on_val` where there are several."""
+        return "_".join(["merged", *self.note.split()])
 
     @property
     def value(self) -> float | None:
@@ -65,7 +73,7 @@ def measure(
     Args:
         choices: What to merge.
         baselines: `own` scores each expert on its own task only, `all` on every task; both score the base.
-        folder: Where merged weights (of one choice), predictions and records go; in memory and nowhere if None.
+        folder: Where merged weights, predictions and records go; in memory and nowhere if None.
         work: `dtype`, `memory` and `device` of merges.
     """
     size, wide = sizes(pool)
@@ -74,7 +82,7 @@ def measure(
     merged: dict[str, Merged] = {}
     for choice in choices:
         title = f"{choice.title} (merged)" if choice.title in sources else choice.title
-        merged[title] = merge_choice(pool, choice, stage, folder / "merged" if folder else None, work)
+        merged[title] = merge_choice(pool, choice, stage, folder / choice.folder if folder else None, work)
         modules = merged[title].task_tensors
         opened = partial(merged_encoder, merged[title], bench)
         candidates.append(Candidate(title, opened, wide + bytes_of(modules), size, frozenset(modules) or None))

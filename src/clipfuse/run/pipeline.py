@@ -3,9 +3,9 @@
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -61,19 +61,19 @@ def run(tree: Mapping[str, Any], stage: Stage = silent) -> RunResult:
     config = parse(RunConfig, tree, "run")
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         raise ConfigError("run: is for one process; merge first, then torchrun … -m clipfuse evaluate merged/")
-    chain = chain_of(config)
+    chains = chains_of(config)
     now = f"{datetime.now():%Y-%m-%d_%H%M%S_%f}"[:-3]
-    folder = Path(config.out or f"runs/{now}_{chain.method.rule.name}")
+    folder = Path(config.out or f"runs/{now}_{chains[0].method.rule.name}")
     check_output(folder, config.overwrite)
     with keep_ledger(config.locked) as ledger:
-        pool, bench, lender = open_run(config, chain, stage)
+        pool, bench, lender = open_run(config, chains, stage)
         check_output(folder, config.overwrite, [file for model in pool.weights.checkpoints for file in model.files])
-        return work(config, chain, folder, pool, bench, lender, ledger, stage)
+        return work(config, chains, folder, pool, bench, lender, ledger, stage)
 
 
 def work(
     config: RunConfig,
-    chain: Chain,
+    chains: Sequence[Chain],
     folder: Path,
     pool: HuggingFaceClipVisionPool,
     bench: Bench,
@@ -83,21 +83,38 @@ def work(
 ) -> RunResult:
     """A run whose parts are open: choose, merge, measure, write."""
     with new_folder(folder, config.overwrite) as temporary, log_to(temporary / "log.txt"):
-        resolved = config.model_dump(mode="json", exclude={"out", "overwrite", "locked"}) | chain.to_tree()
+        resolved = config.model_dump(mode="json", exclude={"out", "overwrite", "locked"}) | chains[0].to_tree()
+        if len(chains) > 1:
+            resolved["method"]["images"] = [chain.method.cfg.images for chain in chains]
         write_text(temporary / "config.yaml", to_yaml(resolved))
         how = {"dtype": config.dtype, "memory": config.memory, "device": merge_device(config.device), "data": lender}
-        choice = choose(pool, bench, chain, stage, how) if chain.values else Choice(chain)
-        records = measure(pool, bench, [choice], config.baselines, stage, temporary, how)
-        tables = results_tables(records, selection(choice), config.published)
-        write_report(temporary, tables, records, [r.model for r in records if r.role == "merged"][:1])
+        choices = [choose(pool, bench, chain, stage, how) if chain.values else Choice(chain) for chain in chains]
+        if len(choices) > 1:
+            choices = [replace(choice, note=f"on {choice.chain.method.cfg.images}") for choice in choices]
+        records = measure(pool, bench, choices, config.baselines, stage, temporary, how)
+        remarks = [remark for choice in choices for remark in selection(choice)]
+        tables = results_tables(records, remarks, config.published)
+        merged = dict.fromkeys(record.model for record in records if record.role == "merged")
+        write_report(temporary, tables, records, list(merged))
         ledger.write(temporary)
-    return RunResult(folder, records, tables, choice.value)
+    return RunResult(folder, records, tables, choices[0].value)
 
 
 def selection(choice: Choice) -> list[str]:
     """How a value was chosen, for the notes of the table."""
     curve = ", ".join(f"{value:g}: {100 * mean:.1f}" for value, mean in choice.curve.items())
     return [f"{choice.chain.swept} by mean accuracy on val: {curve}; chosen: {choice.value:g}."] if choice.curve else []
+
+
+def chains_of(config: RunConfig) -> list[Chain]:
+    """The chain of a run; several where `method.images` lists splits, to report what each of them leads to."""
+    images = config.method.get("images")
+    if not isinstance(images, (list, tuple)):
+        return [chain_of(config)]
+    if not images or len(set(images)) < len(images):
+        raise ConfigError("method.images: takes a split, or a list of different ones as in method.images=[val,test]")
+    each = [{**config.method, "images": split} for split in images]
+    return [chain_of(config.model_copy(update={"method": method})) for method in each]
 
 
 def chain_of(config: RunConfig) -> Chain:
@@ -114,7 +131,9 @@ def chain_of(config: RunConfig) -> Chain:
     return chain
 
 
-def open_run(config: RunConfig, chain: Chain, stage: Stage) -> tuple[HuggingFaceClipVisionPool, Bench, Lender]:
+def open_run(
+    config: RunConfig, chains: Sequence[Chain], stage: Stage
+) -> tuple[HuggingFaceClipVisionPool, Bench, Lender]:
     """Everything that can fail before weights are computed with: tasks, pool, fit of the two, splits, heads."""
     as_dtype(config.dtype)
     pool = HuggingFaceClipVisionPool.from_tree(config.modelpool)
@@ -122,8 +141,10 @@ def open_run(config: RunConfig, chain: Chain, stage: Stage) -> tuple[HuggingFace
     tasks = find_tasks(taskpool)
     base = base_for(pool, taskpool)
     lender = TaskLender(tasks, base, config, stage)
-    check_chain(chain, look_at(pool.weights, memory=config.memory, device=merge_device(config.device)), lender)
-    splits = ("test", "val") if chain.values else ("test",)
+    view = look_at(pool.weights, memory=config.memory, device=merge_device(config.device))
+    for chain in chains:
+        check_chain(chain, view, lender)
+    splits = ("test", "val") if chains[0].values else ("test",)
     return pool, open_bench(tasks, base, splits, config, stage), lender
 
 

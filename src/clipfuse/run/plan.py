@@ -15,7 +15,7 @@ from clipfuse.pool import HuggingFaceClipVisionPool, PoolView
 from clipfuse.pool.view import MEMORY, slices
 from clipfuse.run.config import RunConfig
 from clipfuse.run.lend import TaskLender, base_for
-from clipfuse.run.pipeline import chain_of
+from clipfuse.run.pipeline import chains_of
 from clipfuse.run.speed import measure_speed
 from clipfuse.run.tasks import find_tasks, is_tiny
 from clipfuse.tasks import TaskPoolConfig
@@ -56,7 +56,8 @@ def make_plan(tree: Mapping[str, Any]) -> Plan:
         ClipfuseError: one line for the first thing that is wrong.
     """
     config = parse(RunConfig, {"taskpool": {}, **tree}, "run")
-    chain = chain_of(config)
+    chains = chains_of(config)
+    chain = chains[0]
     taskpool = parse(TaskPoolConfig, config.taskpool, "taskpool") if config.taskpool else None
     tasks = find_tasks(taskpool) if taskpool else []
     dtype = as_dtype(config.dtype)
@@ -64,9 +65,10 @@ def make_plan(tree: Mapping[str, Any]) -> Plan:
     pool = models.weights
     view = look_at(pool, memory=config.memory, device=merge_device(config.device))
     lender = None
-    if taskpool and chain.looks:
+    if taskpool and any(one.looks for one in chains):
         lender = TaskLender(tasks, base_for(models, taskpool), config)
-    check_chain(chain, view, lender)
+    for one in chains:
+        check_chain(one, view, lender)
     for task in tasks:
         if task.folder and not is_tiny(task):
             open_split(task, "test")
@@ -90,7 +92,7 @@ def make_plan(tree: Mapping[str, Any]) -> Plan:
         peak_memory=peak_memory(chain, view),
         work=work,
         seconds=read / speed.bytes_per_second + (work / speed.flop_per_second if work else 0.0),
-        uses=chain.uses,
+        uses=tuple(dict.fromkeys(use for one in chains for use in one.uses)),
         tasks=tuple(task.name for task in tasks),
         warnings=tuple(pool.warnings),
     )
