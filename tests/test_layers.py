@@ -20,12 +20,13 @@ SHARED = {
         "election",
         "adam",
         "streams",
+        "feature_modules",
         "lent",
         "forward",
         "walk",
         "mixture",
     ),
-    *("entropy", "coefficients", "coefficients_picture", "by_image"),
+    *("entropy", "coefficients", "coefficients_picture", "by_image", "relaxed"),
 }
 """What a rule may import of its own room."""
 

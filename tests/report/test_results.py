@@ -113,12 +113,12 @@ def test_the_limit_is_told_of_where_images_were_left_out():
 
 
 def tempered(task: str, temperature: float, **facts: Any) -> Record:
-    return made_record(task, 5, 10, temperature=temperature, tempered_loss=4.0, tempered_ece=0.05, **facts)
+    return made_record(task, 5, 10, entropy=0.25, temperature=temperature, tempered_loss=4.0, tempered_ece=0.05, **facts)
 
 
 def test_temperatures_have_a_geometric_mean_and_bounds_are_named():
     table = calibration_table([tempered("gtsrb", 100.0), tempered("dtd", 1.0), tempered("svhn", 0.1)])
-    assert table.rows == [["ties_merging", "10.0", "0.500", "2.15", "5.0", "0.400"]]
+    assert table.rows == [["ties_merging", "10.0", "0.500", "0.250", "2.15", "5.0", "0.400"]]
     assert "ended at a bound, 0.01 or 100: ties_merging on gtsrb (100)." in str(table.notes)
     both = [tempered("gtsrb", 0.01), tempered("gtsrb", 0.01, corruption=corruption("fog"))]
     assert str(calibration_table(both).notes).count("ties_merging on gtsrb (0.01)") == 1

@@ -9,7 +9,7 @@ from clipfuse.config.presets import is_path, load_preset, presets
 from clipfuse.errors import ConfigError, unknown
 
 Tree = dict[str, Any]
-CHOICES = ("modelpool", "taskpool", "method")
+CHOICES = ("modelpool", "taskpool", "method", "after")
 
 
 def apply_overrides(tree: Tree, words: Sequence[str]) -> Tree:
@@ -32,9 +32,11 @@ def apply_overrides(tree: Tree, words: Sequence[str]) -> Tree:
 
 
 def choose(group: str, value: Any) -> Any:
-    """The tree that a preset's name or a path means; what is a tree already stays. `method: NAME` is `{name: NAME}`."""
+    """The tree that a preset's name or a path means; a tree stays. `method: NAME` is `{name: NAME}`, `after` alike."""
     if not isinstance(value, str):
         return value
+    if group == "after":
+        return {"name": value}
     if group == "method" and not value.endswith((".yaml", ".yml")) and value not in presets("method"):
         return {"name": value}
     if not is_path(value) and value not in presets(group):

@@ -27,7 +27,8 @@ class Split:
 
     task: str
     name: str
-    labels: Sequence[int]
+    labels: Sequence[Any]
+    """Numbers of classes, int; those of `without_labels` may not be looked at, by no checker of types either."""
     read: Callable[[int], bytes]
     label_of: Callable[[int], str] = str
     """What image i is called in errors."""

@@ -81,6 +81,8 @@ class Record(Config):
     """Sum of the images' cross-entropies, nats: n times the NLL."""
     ece: float
     """Expected calibration error, 15 bins."""
+    entropy: float | None = None
+    """Mean entropy of the predictions, nats."""
     val: Mapping[str, Any] | None = None
     """Images `n` and `correct` ones of the val split, where a temperature was fitted on it, and how it was chosen."""
     temperature: float | None = None

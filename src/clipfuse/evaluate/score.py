@@ -18,6 +18,7 @@ rank         int32    classes that come before the true one: 0 is a correct pred
 margin       float32  largest logit − the second, in logits
 confidence   float32  softmax of the largest logit
 loss         float32  cross-entropy in nats
+entropy      float32  of the softmax, nats
 tempered_confidence, tempered_loss   the same of logits ÷ temperature, where one was fitted
 joint        int32    the prediction in the joint head of all tasks, counted through all tasks' classes
 logits       float32  (class,), only while a temperature is being fitted
@@ -88,6 +89,7 @@ def columns_of(
         "rank": rank.int(),
         "margin": top[:, 0] - top[:, -1],
         **softness(logits, true, top[:, 0]),
+        "entropy": torch.special.entr(logits.softmax(-1)).sum(-1),
     }
     if temperature is not None:
         tempered = softness(logits / temperature, true / temperature, top[:, 0] / temperature)

@@ -16,7 +16,7 @@ from clipfuse.models.encoder import Encoder
 from clipfuse.version import __version__
 
 CPU, ALONE = torch.device("cpu"), Workers()
-VERSION = 1
+VERSION = 2
 """Of what is computed; counts up whenever the bits of a score change."""
 MEMORY = 4 << 30
 """Bytes of weights that are loaded at a time."""

@@ -39,13 +39,18 @@ def trim(deltas: Float[Tensor, "task *shape"], floors: Float[Tensor, "task"]) ->
     return trimmed
 
 
-def merge_elected(
-    deltas: Float[Tensor, "task *shape"], election: Election, merge: Literal["sum", "mean"]
-) -> Float[Tensor, "*shape"]:
-    """Trim, elect sign(Σ_k trimmed τ_k) (zeros take the majority), and sum or average the entries of that sign."""
+def agreeing(deltas: Float[Tensor, "task *shape"], election: Election) -> tuple[Tensor, Tensor]:
+    """Trim, elect sign(Σ_k trimmed τ_k) (zeros take the majority): |τ_k| where its sign is that, else 0; the sign."""
     trimmed = trim(deltas, election.floors)
     sign = total(trimmed).sign_()
     sign.add_(sign.abs().sub_(1), alpha=-election.majority)  # masks are ten times slower
-    agreeing = trimmed.mul_(sign).clamp_min_(0)  # |entry| where the signs agree, else 0
-    merged = total(agreeing).mul_(sign)
-    return merged if merge == "sum" else merged.div_(total(agreeing.sign_()).clamp_min_(1))
+    return trimmed.mul_(sign).clamp_min_(0), sign
+
+
+def merge_elected(
+    deltas: Float[Tensor, "task *shape"], election: Election, merge: Literal["sum", "mean"]
+) -> Float[Tensor, "*shape"]:
+    """Sum or average the entries that have the elected sign."""
+    sizes, sign = agreeing(deltas, election)
+    merged = total(sizes).mul_(sign)
+    return merged if merge == "sum" else merged.div_(total(sizes.sign_()).clamp_min_(1))

@@ -68,6 +68,7 @@ def sweep(
     *,
     edits: Sequence[RuleTree] = (),
     finishes: Sequence[RuleTree] = (),
+    after: RuleTree | None = None,
     seed: int = 0,
     dtype: torch.dtype | str | None = None,
     threads: int | None = None,
@@ -81,7 +82,7 @@ def sweep(
 
     Takes what `merge` takes, and raises as it does; `Sweep.merged` then gives the merge with one value.
     """
-    chain = chain_of(method, settings, edits, finishes, seed)
+    chain = chain_of(method, settings, edits, finishes, seed, after)
     if not chain.values:
         raise ConfigError(f"method.{chain.swept}: a sweep takes a list of values")
     prepared = prepare(chain, look_at(open_pool(models), threads, memory, device, progress), lender=data)

@@ -160,15 +160,28 @@ def calibration_table(records: Sequence[Record]) -> Table:
                 [
                     r.ece * 100,
                     r.loss / r.n,
+                    r.entropy or 0.0,
                     log(r.temperature or 1.0),
                     (r.tempered_ece or 0) * 100,
                     (r.tempered_loss or 0) / r.n,
                 ]
                 for r in mine
             ]
-            ece, nll, logarithm, ece_at, nll_at = (sum(column) / len(mine) for column in zip(*figures, strict=True))
-            rows.append([name, f"{ece:.1f}", f"{nll:.3f}", f"{exp(logarithm):.2f}", f"{ece_at:.1f}", f"{nll_at:.3f}"])
-    header = ["model", "ECE %", "NLL", "temperature", "ECE % at it", "NLL at it"]
+            ece, nll, entropy, logarithm, ece_at, nll_at = (
+                sum(column) / len(mine) for column in zip(*figures, strict=True)
+            )
+            rows.append(
+                [
+                    name,
+                    f"{ece:.1f}",
+                    f"{nll:.3f}",
+                    f"{entropy:.3f}",
+                    f"{exp(logarithm):.2f}",
+                    f"{ece_at:.1f}",
+                    f"{nll_at:.3f}",
+                ]
+            )
+    header = ["model", "ECE %", "NLL", "entropy", "temperature", "ECE % at it", "NLL at it"]
     return Table(header, rows, calibration_notes(records), title="Calibration")
 
 

@@ -21,7 +21,7 @@ from clipfuse.fusion.merged import read_recipe
 from clipfuse.models.build import build_vision_model, is_full_clip
 from clipfuse.models.tower import Tower, open_tower
 from clipfuse.progress import Stage, silent
-from clipfuse.run.models import tower_of
+from clipfuse.run.models import modules_of, tower_of
 
 FAR, TURNED = 0.3, 0.95
 """Norm of τ ÷ that of the base above which, and cosine with the base below which, a model is no expert of it: the
@@ -87,6 +87,8 @@ def describe(ref: str, deep: bool = False, base: str | None = None, stage: Stage
         "files": [{"name": f.name, "sha256": compute_hash(f) if deep else known_hash(f)} for f in opened.files],
         "merged by": recipe["method"]["name"] if recipe else None,
     }
+    if modules := modules_of(at):
+        facts["modules for the tasks"] = ", ".join(sorted(modules))
     if deep:
         empty = zero_factors(opened)
         other = other_base(at.folder, base) if base else None

@@ -76,6 +76,7 @@ def record_of(
         interval=wilson(score.correct, score.n),
         loss=score.loss,
         ece=expected_calibration_error(columns["confidence"], columns["rank"] == 0),
+        entropy=float(columns["entropy"].double().mean()),
         **tempered,
         per_class=list(zip(matrix.sum(1).tolist(), matrix.diagonal().tolist(), strict=True)),
         confused=most_confused(matrix, task.classes),
@@ -149,7 +150,7 @@ def save_predictions(folder: Path, scores: Sequence[Score], corruption: Corrupti
     """What was predicted of each image: `<model>/<task>.npz`, a corruption's in a folder of its name.
 
     Arrays (image,): `label` and `prediction`, `rank` of the label among the logits (0: correct), int32; `margin` of
-    the largest logit over the next and its `confidence`, float16; `loss` in nats, float32; and, where they were
+    the largest logit over the next and its `confidence`, float16; `loss` and `entropy` in nats, float32; and, where they were
     asked for, `tempered_confidence`, `tempered_loss` and `joint`.
     """
     for score in scores:
