@@ -1,4 +1,4 @@
-"""Write docs/methods.md: one table of all methods, edits and finishes, from the registry.
+"""Write docs/methods.md: one table of all methods, edits, finishes and what comes after them, from the registry.
 
 python scripts/method_table.py
 """
@@ -21,9 +21,10 @@ HEAD = """# Methods, edits and finishes
 *This page is made from the registry by `scripts/method_table.py` (`make docs`); do not edit it.*
 
 Edits are done to each task vector τ_k = θ_k − θ0, then the method merges, then λ (`scaling_factor`) and the finishes
-are applied: θ0 + finishes(λ·Δ). Shares that are kept are in (0, 1], shares that are dropped in [0, 1). "Data" is what a
+are applied: θ0 + finishes(λ·Δ). What comes `after` is learned for each task on the merged encoder. Shares that are kept are in (0, 1], shares that are dropped in [0, 1). "Data" is what a
 method sees besides weights. "Deviations" are from the paper, or from the code that its figures were made with.
-`clipfuse show method NAME` says more, `--bibtex` prints the paper's entry.
+With other settings a method may see other data, see [methods that look at data](data.md). `clipfuse show method NAME`
+says more, `--bibtex` prints the paper's entry.
 """
 
 COLUMNS = ("name", "kind", "formula", "settings and defaults", "data", "paper", "deviations")

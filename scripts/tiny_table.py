@@ -20,11 +20,11 @@ from clipfuse.config.presets import load_preset
 from clipfuse.evaluate import Candidate
 from clipfuse.fusion.chain import configure
 from clipfuse.pool import HuggingFaceClipVisionPool
+from clipfuse.progress import silent
 from clipfuse.run.bench import Bench, open_bench
 from clipfuse.run.config import MeasureConfig
 from clipfuse.run.measure import BASE, Choice, baseline_candidates, merge_choice, merged_encoder
 from clipfuse.run.pipeline import choose
-from clipfuse.progress import silent
 from clipfuse.run.tasks import find_tasks
 from clipfuse.tasks import TaskPoolConfig
 from clipfuse.tiny.suite import SUITE, WEIGHTS

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import torch
@@ -105,7 +106,7 @@ def check_goes_on(
 
     monkeypatch.setattr(TaskImages, "pixels", pixels)
     wanted, counts = run(Kept())
-    in_all, looks, kept = looks, 0, Kept("a merge")
+    in_all, looks, kept = looks, 0, Kept(uuid4().hex)
     for at in stops:
         stop = at
         with pytest.raises(KeyboardInterrupt):

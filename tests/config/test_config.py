@@ -298,3 +298,32 @@ def test_a_run_file_composes_from_the_user_and_from_the_shipped_presets(
     with pytest.raises(ConfigError, match="theirs") as caught:
         load_preset("run", "bad")
     assert "\n" not in str(caught.value)
+
+
+def test_methods_that_look_at_data_have_fusionbench_s_words():
+    theirs = {"name": "clip_layer_wise_adamerging_surgery", "weights": None, "optimizer": "adam", "lr": 1e-3,
+              "init_values": 0.3, "clamp_weights": False, "tie_weights": True, "batch_size": 8, "max_steps": 100,
+              "eval_iterations": 200, "surgery_steps": 50}  # fmt: skip
+    found, notes = translate({"method": theirs})
+    wanted = {"name": "adamerging", "weights": None, "lr": 1e-3, "init": 0.3, "batch": 8, "steps": 100}
+    assert found == {"method": wanted, "after": {"name": "surgery", "steps": 50}}
+    assert any("learns on the test images" in note for note in notes)
+    found, _ = translate(
+        {"method": {"name": "regmean/clip_regmean", "num_regmean_examples": 64, "weight_transpose": True}}
+    )
+    assert found["method"] == {"name": "regmean", "images": 64}
+    found, _ = translate({"method": {"name": "clip_concrete_task_arithmetic", "eval_mask_type": "continuous"}})
+    assert found["method"] == {"name": "concrete", "mask": "sample"}
+    hard = {
+        "name": "fw_merging/fw_hard",
+        "step_size": 0.1,
+        "scaling_factor": 0.3,
+        "max_iters": 10,
+        "granularity": "task",
+    }
+    found, _ = translate({"method": hard})
+    assert found["method"].pop("step_size") == pytest.approx(0.03)
+    assert found["method"] == {"name": "fw_merging", "score": "cosine", "decay": True, "init": 0.3, "steps": 10,
+                               "granularity": "task"}  # fmt: skip
+    other, _ = translate({"method": {"name": "regmean/clip_regmean", "weight_transpose": False}})
+    assert other["method"]["weight_transpose"] is False, "what ours does not do is left for the check to refuse"

@@ -36,7 +36,7 @@ def test_every_table_is_covered():
 def test_a_pool_of_modules_needs_no_state_dict(rule: Rule):
     case = Case.of(rule, {})
     modules = {name: vision_model(seed) for seed, name in enumerate(("_pretrained_", *case.tasks))}
-    result = clipfuse.merge(modules, case.chain).load_model()
+    result = clipfuse.merge(modules, case.chain, data=case.data).load_model()
     with torch.no_grad():
         assert result(torch.zeros(1, 3, 32, 32)).pooler_output.isfinite().all()
 

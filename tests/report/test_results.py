@@ -113,7 +113,9 @@ def test_the_limit_is_told_of_where_images_were_left_out():
 
 
 def tempered(task: str, temperature: float, **facts: Any) -> Record:
-    return made_record(task, 5, 10, entropy=0.25, temperature=temperature, tempered_loss=4.0, tempered_ece=0.05, **facts)
+    return made_record(
+        task, 5, 10, entropy=0.25, temperature=temperature, tempered_loss=4.0, tempered_ece=0.05, **facts
+    )
 
 
 def test_temperatures_have_a_geometric_mean_and_bounds_are_named():

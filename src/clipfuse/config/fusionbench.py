@@ -5,6 +5,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
+from clipfuse.config.fusionbench_data import translate_data_method
 from clipfuse.config.fusionbench_pools import translate_modelpool, translate_taskpool
 from clipfuse.errors import ConfigError
 
@@ -128,6 +129,7 @@ def translate(tree: Tree) -> tuple[Tree, list[str]]:
 def translate_method(tree: Tree, notes: list[str]) -> Tree:
     tree = {key: value for key, value in tree.items() if value is not None or key not in ("edits", "finishes")}
     tree, method = unwrap_finish(tree, dict(tree["method"]), notes)
+    tree, method = translate_data_method(tree, method, notes)
     name = str(method.get("name", ""))
     if name.startswith("dare/"):
         edit: Tree = {"name": "dare"}

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from clipfuse.errors import ConfigError
 from clipfuse.fusion.adam import Adam
 from clipfuse.fusion.blocks import weighted_total
 from clipfuse.fusion.coefficients import ALL, COEFFICIENTS, Coefficients, check_fits, read_coefficients
@@ -58,6 +59,8 @@ def given(view: PoolView, cfg: Adamerging) -> Float[Tensor, "parameter task"] | 
     found = cfg.found
     if found is None:
         return None
+    if found.method != "adamerging":
+        raise ConfigError(f"{cfg.weights}: its coefficients are {found.method}'s, of task vectors that it changes")
     names = list(view.specs)
     check_fits(found, view.tasks, names, str(cfg.weights))
     return found.matrix(view.tasks, names)

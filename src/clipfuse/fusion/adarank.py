@@ -42,7 +42,7 @@ class Adarank(EntropyConfig):
     """Δ = μ + Σ_k λ_k U_k diag(B_k σ_k) V_kᵀ per matrix, U_k diag(σ_k) V_kᵀ = τ_k − μ; B_k in {0, 1}, λ_k learned."""
 
     steps: Annotated[int, Field(ge=1, examples=[3])] = 10_000
-    """Steps of Adam; before step 0.1/lr no triplet can change sides."""
+    """Steps of Adam; it takes about 0.1/lr of them before a triplet changes sides."""
     around: Literal["base", "mean"] = "base"
     """μ: nothing, as in task arithmetic, or the mean of the task vectors, as in CART."""
     rank_fraction: Annotated[float, Field(gt=0, le=1)] | None = None

@@ -168,14 +168,12 @@ def minimise_entropy(
         parameter.requires_grad_(True)
     state = {**optimiser.state, **watch.state, "entropy": course.entropy}
     for step in run.steps(total, state, title):
-        course.done = step + 1
         spread(step)
         if (
             watch.images
             and step % cfg.every == 0
             and watch.is_over(watch.look(forward, cfg.batch), optimiser.parameters, cfg.patience)
         ):
-            course.done = step
             break
         for parameter in forward.parameters.values():
             parameter.grad = None if parameter.grad is None else parameter.grad.zero_()
@@ -188,6 +186,7 @@ def minimise_entropy(
                 raise ModelError(f"{title}: the entropy on {task} is {value} at step {step + 1}; a lower lr may help")
         optimiser.step(pull_back())
         run.say(f"entropy {float(course.entropy[step].mean()):.3f}")
+    course.done = int(optimiser.taken)
     for parameter in forward.parameters.values():
         parameter.requires_grad_(False)
         parameter.grad = None

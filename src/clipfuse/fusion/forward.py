@@ -40,15 +40,23 @@ class Forward:
         stored = dict(self.tower.named_parameters())
         self.places = canonical_names(stored, "the tower")
         nn.Module.to(self.tower, self.data.device)
-        self.projection = self.data.projection.to(self.data.device)
+        self.project = nn.Linear(*reversed(self.data.projection.shape), bias=False, device="meta")
+        own = self.data.projection.to(self.data.device, copy=True)
+        self.project.weight = nn.Parameter(own, requires_grad=False)
         self.parameters: dict[str, nn.Parameter] = {name: stored[place] for name, place in self.places.items()}
         if PROJECTION in self.view.specs:
-            self.projection = nn.Parameter(self.projection.clone(), requires_grad=False)
-            self.parameters[PROJECTION] = self.projection
+            self.parameters[PROJECTION] = self.project.weight
         self.load_base()
 
+    @property
+    def projection(self) -> Float[Tensor, "embed width"]:
+        """From pooled outputs to features."""
+        return self.project.weight
+
     def module_of(self, name: str) -> nn.Module:
-        """The module that owns a parameter of the tower."""
+        """The module that owns a parameter."""
+        if name == PROJECTION:
+            return self.project
         return self.tower.get_submodule(self.places[name].rpartition(".")[0])
 
     @torch.no_grad()
@@ -91,7 +99,7 @@ class Forward:
         """Image embeddings, not normalised, float32."""
         with self.precise():
             pooled = self.tower(pixel_values=pixels).pooler_output
-        return functional.linear(pooled.float(), self.projection)
+        return self.project(pooled.float())
 
     def logits(self, task: str, pixels: Float[Tensor, "batch 3 side side"]) -> Float[Tensor, "batch class"]:
         """scale · normalise(features) · Wᵀ of the task of an expert, float32."""

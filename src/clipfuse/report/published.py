@@ -20,7 +20,11 @@ from clipfuse.tasks import find_task, fold
 CSV = Path(__file__).with_name("published.csv")
 
 PRETRAINED, INDIVIDUAL = "pretrained", "individual"
-"""Keys of the base, and of the experts on their own tasks; a merged model's key is the name of its method."""
+"""Keys of the base, and of the experts on their own tasks; a merged model's key is the name of its method, see
+`method_key`."""
+
+ON_TEST = ("adamerging_", "concrete_", "wemoe", "e_wemoe")
+"""How keys begin whose figures were made by methods that saw the test images."""
 
 BACKBONES: Mapping[str, str] = {
     "clip-vit-base-patch32": "ViT-B/32",
@@ -148,7 +152,15 @@ def method_key(role: str, recipe: Mapping[str, Any] | None) -> str | None:
     """
     if recipe is None:
         return {"base": PRETRAINED, "expert": INDIVIDUAL}.get(role)
-    return None if recipe.get("edits") or recipe.get("finishes") else recipe["method"]["name"]
+    if recipe.get("edits") or recipe.get("finishes") or recipe.get("after"):
+        return None
+    method = recipe["method"]
+    if method["name"] == "adamerging":
+        return f"adamerging_{method.get('grain', 'layer')}"
+    if method["name"] == "concrete":
+        then = method.get("then", "none")
+        return "concrete_task_arithmetic" if then == "none" else f"concrete_adamerging_{then}"
+    return method["name"]
 
 
 def published_rows(

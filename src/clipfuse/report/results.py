@@ -5,7 +5,7 @@ from math import exp, log
 
 from clipfuse.evaluate.record import Record
 from clipfuse.report.notes import calibration_notes, notes
-from clipfuse.report.published import backbone_of, field_order, method_key, published_rows
+from clipfuse.report.published import ON_TEST, backbone_of, field_order, method_key, published_rows
 from clipfuse.report.table import DASH, Table
 
 
@@ -120,7 +120,8 @@ def quoted_rows(records: Sequence[Record], tasks: Sequence[str], width: int) -> 
     rows = list(dict.fromkeys(rows))
     if not rows:
         return Table([], [], ["No published figures are known of this base, these methods, tasks and images."])
-    cells = [[f"{row.title} ({row.suite})", *row.cells()] for row in rows]
+    marks = [", transductive" if row.key.startswith(ON_TEST) else "" for row in rows]
+    cells = [[f"{row.title} ({row.suite}{mark})", *row.cells()] for row, mark in zip(rows, marks, strict=True)]
     sources = "; ".join(dict.fromkeys(row.source for row in rows))
     return Table([], [[*row, *[""] * (width - len(row))] for row in cells], [f"In italics as published: {sources}."])
 
@@ -170,17 +171,8 @@ def calibration_table(records: Sequence[Record]) -> Table:
             ece, nll, entropy, logarithm, ece_at, nll_at = (
                 sum(column) / len(mine) for column in zip(*figures, strict=True)
             )
-            rows.append(
-                [
-                    name,
-                    f"{ece:.1f}",
-                    f"{nll:.3f}",
-                    f"{entropy:.3f}",
-                    f"{exp(logarithm):.2f}",
-                    f"{ece_at:.1f}",
-                    f"{nll_at:.3f}",
-                ]
-            )
+            plain = [f"{ece:.1f}", f"{nll:.3f}", f"{entropy:.3f}"]
+            rows.append([name, *plain, f"{exp(logarithm):.2f}", f"{ece_at:.1f}", f"{nll_at:.3f}"])
     header = ["model", "ECE %", "NLL", "entropy", "temperature", "ECE % at it", "NLL at it"]
     return Table(header, rows, calibration_notes(records), title="Calibration")
 

@@ -39,7 +39,7 @@ def picture_of_samples(task: Task, split: str, count: int, seed: int = 0) -> Ima
     draw_tiny([task], [split])
     opened = open_split(task, split)
     rows = choose_samples(opened.labels, count, len(task.classes), seed)
-    return contact_sheet([(task.classes[opened.labels[row]], open_image(opened, row)) for row in rows])
+    return contact_sheet([(task.classes[int(opened.labels[row])], open_image(opened, row)) for row in rows])
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
