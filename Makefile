@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 WORKERS ?= 2
 
-.PHONY: install quickstart test check format bench docs tiny-art tiny-base tiny-experts tiny-table
+.PHONY: install quickstart test check format bench docs tiny-art tiny-base tiny-experts tiny-table tiny-data-table
 .DEFAULT_GOAL := install
 
 install: $(VENV)/installed
@@ -55,3 +55,6 @@ tiny-experts: install
 
 tiny-table: install
 	$(BIN)/python scripts/tiny_table.py
+
+tiny-data-table: install
+	$(BIN)/python scripts/data_table.py

@@ -85,7 +85,8 @@ def main() -> None:
     """Measure what is missing and print the tables."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--only", default="", help="rows whose title holds this")
-    only = parser.parse_args().only
+    parser.add_argument("--without", help="no rows whose title holds this")
+    asked = parser.parse_args()
     taskpool = parse(TaskPoolConfig, load_preset("taskpool", "tiny_TA8"), "taskpool")
     pool = HuggingFaceClipVisionPool.from_tree(load_preset("modelpool", "tiny_TA8"))
     base = load_preset("modelpool", "tiny_TA8")["models"][0]["path"]
@@ -97,7 +98,7 @@ def main() -> None:
     records: dict[str, list[Record]] = {}
     for number, (title, (method, edits, after)) in enumerate(ROWS.items()):
         path = folder / f"{title.replace('/', '-')}.jsonl"
-        if only and only.lower() not in title.lower():
+        if asked.only not in title or (asked.without and asked.without in title):
             continue
         if not path.is_file():
             began = time.monotonic()

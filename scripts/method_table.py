@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import clipfuse.fusion  # noqa: F401  registers the rules
-from clipfuse.config import example_settings
 from clipfuse.fusion.paper import Paper
 from clipfuse.fusion.registry import TABLES, Rule
 
@@ -21,10 +20,10 @@ HEAD = """# Methods, edits and finishes
 *This page is made from the registry by `scripts/method_table.py` (`make docs`); do not edit it.*
 
 Edits are done to each task vector τ_k = θ_k − θ0, then the method merges, then λ (`scaling_factor`) and the finishes
-are applied: θ0 + finishes(λ·Δ). What comes `after` is learned for each task on the merged encoder. Shares that are kept are in (0, 1], shares that are dropped in [0, 1). "Data" is what a
-method sees besides weights. "Deviations" are from the paper, or from the code that its figures were made with.
-With other settings a method may see other data, see [methods that look at data](data.md). `clipfuse show method NAME`
-says more, `--bibtex` prints the paper's entry.
+are applied: θ0 + finishes(λ·Δ). What comes `after` is learned for each task on the merged encoder. Shares that are kept
+are in (0, 1], shares that are dropped in [0, 1). "Data" is what a method sees besides weights; with other settings it
+may be other data, see [methods that look at data](data.md). "Deviations" are from the paper, or from the code that its
+figures were made with. `clipfuse show method NAME` says more, `--bibtex` prints the paper's entry.
 """
 
 COLUMNS = ("name", "kind", "formula", "settings and defaults", "data", "paper", "deviations")
@@ -43,14 +42,13 @@ def line(texts: Any) -> str:
 
 def cells(rule: Rule) -> list[str]:
     """A rule's row."""
-    uses = rule.uses(rule.config.model_validate(example_settings(rule.config))) if callable(rule.uses) else rule.uses
     takes = f" of {rule.models} models" if rule.models else ", experts arrive one at a time" if rule.continual else ""
     return [
         f"`{rule.name}`",
         rule.kind + takes,
         code(rule.formula if rule.config.model_fields else formula_of(rule)),
         "<br>".join(setting(name, field) for name, field in rule.config.model_fields.items()) or "–",
-        ", ".join(uses) or "none",
+        ", ".join(rule.uses_by_default) or "none",
         cite(rule.paper),
         prose(deviations(rule)) or "none",
     ]

@@ -74,6 +74,16 @@ def test_finetuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert all(f"`{name}`" in page for name in presets("recipe"))
 
 
+def test_data(own_rules: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    names = run_page("data.md", tmp_path, monkeypatch)
+    printed = capsys.readouterr().out
+    assert "adamerging on test (transductive)" in printed
+    row = names["merged"].recipe["data"][0]
+    assert (row["split"], row["images"], row["labels"], row["passes"]) == ("train", 16, False, 1.0)
+    again, first = ((tmp_path / name / "merged/model.safetensors").read_bytes() for name in ("again", "plusplus"))
+    assert again == first, "coefficients that are applied again give the same bits"
+
+
 def test_negation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     names = run_page("negation.md", tmp_path, monkeypatch)
     printed = capsys.readouterr().out.split()

@@ -8,8 +8,10 @@ The file is then named as a plug-in: `--plugin my_rules.py`, or `clipfuse.load_p
 from clipfuse.config import Config, EmptyConfig
 from clipfuse.errors import ConfigError
 from clipfuse.fusion.blocks import Weights, total, weight_row, weighted_total
+from clipfuse.fusion.forward import Forward
 from clipfuse.fusion.paper import Paper
-from clipfuse.fusion.registry import DeltaConfig, edit, finish, method
+from clipfuse.fusion.registry import DeltaConfig, after, edit, finish, method
+from clipfuse.fusion.streams import Run
 from clipfuse.pool import Leaf, PoolView
 
 __all__ = [
@@ -17,10 +19,13 @@ __all__ = [
     "ConfigError",
     "DeltaConfig",
     "EmptyConfig",
+    "Forward",
     "Leaf",
     "Paper",
     "PoolView",
+    "Run",
     "Weights",
+    "after",
     "edit",
     "finish",
     "method",

@@ -76,7 +76,7 @@ WRONG = {
     "missing module": ("import no_such_module\n", "wrong.py:1: ModuleNotFoundError: No module named 'no_such_module'"),
     "leaves": ("raise SystemExit\n", "wrong.py:1: SystemExit"),
     "several lines": ("raise ValueError('one\\ntwo')\n", "wrong.py:1: ValueError: one two"),
-    "no rule": ("x = 1\n", "registers no method, edit or finish"),
+    "no rule": ("x = 1\n", "registers no method, edit, finish or after"),
     "taken": (HALVE.replace("def halve", "def magmax"), "wrong.py:11: the name 'magmax' is taken by the method of fusion/magmax.py"),
     "twice": (HALVE + HALVE.replace("class", "\nclass"), "the name 'halve' is taken by the method of"),
     "no settings": (HALVE.replace("cfg: Halve", "cfg"), "wrong.py:11: halve: its parameter cfg needs the class of its settings"),

@@ -164,8 +164,8 @@ def test_one_expert_and_equal_ones_are_that_expert(models: Models, method: str, 
 class Alike(RandomLender):
     """The same pictures for everyone."""
 
-    def lend(self, experts, uses, seed: int) -> Lent:
-        lent = super().lend(experts, uses, seed)
+    def lend(self, experts, uses, seed: int, base: str | None = None) -> Lent:
+        lent = super().lend(experts, uses, seed, base)
         return replace(lent, rows=dict.fromkeys(lent.rows, lent.rows[experts[0], "train"]))
 
 

@@ -73,13 +73,15 @@ def show_method(name: str, bibtex: bool, as_json: bool) -> None:
             "name": name,
             "kind": rule.kind,
             "formula": rule.formula,
-            "uses": list(rule.uses) if not callable(rule.uses) else None,
+            "uses": list(rule.uses_by_default),
             "plugin": rule.origin.file if rule.origin else None,
         }
         print_json(facts | {"doc": inspect.getdoc(rule.function), "settings": settings, "bibtex": rule.paper.bibtex()})
     else:
         where = f" of the plug-in {rule.origin.file}" if rule.origin else ""
         print(f"{rule.kind} {name}{where}\n\n{inspect.getdoc(rule.function)}\n")
+        if rule.uses:
+            print(f"  sees, with these settings: {', '.join(rule.uses_by_default) or 'nothing'}")
         for row in settings:
             print(f"  {row['name']} = {row['default']}\n      {row['about']}")
 

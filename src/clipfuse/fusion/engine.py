@@ -23,7 +23,7 @@ from clipfuse.fusion.prepared import Prepared
 from clipfuse.fusion.sinks import Sink, TensorSink, scratch
 from clipfuse.fusion.step import Step, call
 from clipfuse.fusion.streams import Run, complete
-from clipfuse.pool import Leaf, PoolView
+from clipfuse.pool import PRETRAINED, Leaf, PoolView
 from clipfuse.pool.view import Grain, coarsest
 
 log = logging.getLogger(__name__)
@@ -73,8 +73,9 @@ def prepare(chain: Chain, view: PoolView, before: Arrived | None = None, lender:
     raw = replace(
         view, seed=chain.seed, appetite=chain.appetite(chain.at_once(len(view.pool))), edits=(), grain="element"
     )
+    base = next((str(m["path"]) for m in raw.pool.members if m["name"] == PRETRAINED and m.get("path")), None)
     lent, lent_after = (
-        lender.lend(raw.tasks, step.uses, chain.seed) if lender and step and step.looks else None
+        lender.lend(raw.tasks, step.uses, chain.seed, base) if lender and step and step.looks else None
         for step in (chain.method, chain.after)
     )
     facts = [raw.tasks, chain.to_learn(), *(part.facts for part in (lent, lent_after) if part)]

@@ -151,6 +151,9 @@ class Lender(Protocol):
         """Raises PoolError for experts that have no task, TaskError for splits that cannot be found."""
         ...
 
-    def lend(self, experts: Sequence[str], uses: Sequence[str], seed: int) -> Lent:
-        """What a method with these `uses` may look at. Raises TaskError for what cannot be found or read."""
+    def lend(self, experts: Sequence[str], uses: Sequence[str], seed: int, base: str | None = None) -> Lent:
+        """What a method with these `uses` may look at, for experts of the pool's `base`.
+
+        Raises TaskError for what cannot be found or read.
+        """
         ...

@@ -82,7 +82,7 @@ def run(source: bytes, file: Path, module: ModuleType) -> None:
     try:
         exec(compile(source, str(file), "exec", dont_inherit=True), vars(module))
         if not rules_of(module.__name__):
-            raise ConfigError(f"{file}: registers no method, edit or finish")
+            raise ConfigError(f"{file}: registers no method, edit, finish or after")
     except BaseException as error:
         del sys.modules[module.__name__]
         if before is not None:

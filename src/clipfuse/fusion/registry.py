@@ -1,14 +1,14 @@
 """Names → methods, edits and finishes: the one place where a word becomes a rule."""
 
-import hashlib
 import inspect
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from clipfuse.config import Config
+from clipfuse.config import Config, example_settings
 from clipfuse.errors import ConfigError, unknown
+from clipfuse.fusion.origin import Origin, origin_of
 from clipfuse.fusion.paper import Paper
 from clipfuse.pool.view import Grain
 
@@ -44,16 +44,6 @@ class Norms:
     """‖S‖ of what the method returned last."""
     experts: tuple[float, ...]
     """‖τ_k‖, one an expert merged so far, in order."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """The file that a rule which is not clipfuse's own was registered from."""
-
-    file: str
-    """Name, without its folder: recipes are published."""
-    sha256: str | None
-    """Of the file when the rule was registered; None if it is no file (a notebook's cell)."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +85,13 @@ class Rule:
     def sizes(self, experts: int) -> float:
         """Most memory that work on a leaf of so many experts takes, in sizes of one float32 task vector."""
         return self.memory[0] * experts + self.memory[1]
+
+    @property
+    def uses_by_default(self) -> tuple[Uses, ...]:
+        """What it sees with its default settings."""
+        if not callable(self.uses):
+            return self.uses
+        return self.uses(self.config.model_validate(example_settings(self.config)))
 
     @property
     def streams(self) -> bool:
@@ -142,14 +139,6 @@ def register(kind: Kind, **facts: Any) -> Decorator:
         return function
 
     return add
-
-
-def origin_of(function: Callable[..., Any]) -> Origin | None:
-    """The file of a function that is not in clipfuse."""
-    if function.__module__.partition(".")[0] == "clipfuse":
-        return None
-    file = Path(inspect.unwrap(function).__code__.co_filename)
-    return Origin(file.name, hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None)
 
 
 def method(

@@ -1,7 +1,6 @@
 """Lending: images of a task pool, for the methods that look at them."""
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +33,11 @@ SPLIT_NAMES = ("train", "val", "test")
 class TaskLender:
     """Lends images of tasks to the experts whose names the tasks answer to; `clipfuse.open_data` makes one."""
 
-    def __init__(self, tasks: Sequence[Task], base: str, config: MeasureConfig, stage: Stage = silent):
+    def __init__(self, tasks: Sequence[Task], base: str | None, config: MeasureConfig, stage: Stage = silent):
+        """`base` gives text encoder, projection and processor; None is the pool's."""
         self.tasks, self.base_ref, self.config, self.stage = tasks, base, config, stage
         self.splits: dict[tuple[str, str], Split] = {}
-
-    @cached_property
-    def base(self) -> ClipBase:
-        return open_base(self.base_ref)
+        self.bases: dict[str, ClipBase] = {}
 
     def task_of(self, expert: str) -> Task:
         """The task of an expert. Raises PoolError if there is none."""
@@ -67,21 +64,25 @@ class TaskLender:
                 if (task.name, name) not in self.splits:
                     self.splits[task.name, name] = open_split(task, name, self.config.limit, self.config.seed)
 
-    def lend(self, experts: Sequence[str], uses: Sequence[str], seed: int) -> Lent:
+    def lend(self, experts: Sequence[str], uses: Sequence[str], seed: int, base: str | None = None) -> Lent:
         """What a method with these `uses` may look at: heads are made, and images decoded, where the cache lacks them.
 
         Raises:
             TaskError, PoolError, LocateError, ModelError: what cannot be found or read.
         """
         self.check(experts, uses)
+        ref = self.base_ref or base
+        if ref is None:
+            raise ModelError("the pool's base is no file; open_data takes one, base='openai/clip-vit-base-patch32'")
+        if ref not in self.bases:
+            self.bases[ref] = open_base(ref)
+        clip = self.bases[ref]
         tasks = {expert: self.task_of(expert) for expert in experts}
-        preprocess = read_preprocess(self.base.folder)
-        if preprocess.crop != (side := self.base.geometry.image_size):
-            raise ModelError(
-                f"{self.base_ref}: its processor gives images of {preprocess.crop} px, its tower takes {side}"
-            )
+        preprocess = read_preprocess(clip.folder)
+        if preprocess.crop != (side := clip.geometry.image_size):
+            raise ModelError(f"{ref}: its processor gives images of {preprocess.crop} px, its tower takes {side}")
         known = {task.name: task for task in tasks.values()}
-        heads = zero_shot_heads(self.base, list(known.values()), cache_folder("heads"))
+        heads = zero_shot_heads(clip, list(known.values()), cache_folder("heads"))
         wanted = [name for name in SPLIT_NAMES if f"{name}_images" in uses]
         sets = {
             (task, name): open_images(
@@ -102,7 +103,7 @@ class TaskLender:
                 rows[expert, name] = Rows(images)
         return Lent(
             tuple(experts), tuple(uses), {expert: heads[task.name] for expert, task in tasks.items()},
-            self.base.projection, preprocess, rows, looked, seed, as_device(self.config.device),
+            clip.projection, preprocess, rows, looked, seed, as_device(self.config.device),
             self.config.precision, self.stage,
         )  # fmt: skip
 
@@ -137,7 +138,8 @@ def open_data(
 
     Args:
         taskpool: A preset's name or YAML file, a list of tasks, or a task pool's tree.
-        base: The CLIP that gives text encoder, projection and processor; the task pool's by default.
+        base: The CLIP that gives text encoder, projection and processor; by default the task pool's, or that of the
+            models that are merged.
         stage: Shows progress.
         how: `device`, `precision`, `seed`, `limit`, `image_cache`, `unreadable`, as in a run.
 
@@ -147,9 +149,4 @@ def open_data(
     tree = {"tasks": list(taskpool)} if isinstance(taskpool, Sequence) and not isinstance(taskpool, str) else taskpool
     tree = load_preset("taskpool", str(tree)) if isinstance(tree, (str, Path)) else tree
     config = parse(TaskPoolConfig, tree, "taskpool")
-    base = base or config.base
-    if base is None:
-        raise ModelError(
-            "open_data: takes the base that heads are made from, as in base='openai/clip-vit-base-patch32'"
-        )
-    return TaskLender(find_tasks(config), base, parse(MeasureConfig, how, "open_data"), stage)
+    return TaskLender(find_tasks(config), base or config.base, parse(MeasureConfig, how, "open_data"), stage)

@@ -150,8 +150,8 @@ def save_predictions(folder: Path, scores: Sequence[Score], corruption: Corrupti
     """What was predicted of each image: `<model>/<task>.npz`, a corruption's in a folder of its name.
 
     Arrays (image,): `label` and `prediction`, `rank` of the label among the logits (0: correct), int32; `margin` of
-    the largest logit over the next and its `confidence`, float16; `loss` and `entropy` in nats, float32; and, where they were
-    asked for, `tempered_confidence`, `tempered_loss` and `joint`.
+    the largest logit over the next and its `confidence`, float16; `loss` and `entropy` in nats, float32; and, where
+    they were asked for, `tempered_confidence`, `tempered_loss` and `joint`.
     """
     for score in scores:
         where = folder / file_name(score.model) / (file_name(str(corruption)) if corruption else "")

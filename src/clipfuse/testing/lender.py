@@ -31,7 +31,7 @@ class RandomLender:
     def check(self, experts: Sequence[str], uses: Sequence[str]) -> None:
         """Every expert has a task."""
 
-    def lend(self, experts: Sequence[str], uses: Sequence[str], seed: int) -> Lent:
+    def lend(self, experts: Sequence[str], uses: Sequence[str], seed: int, base: str | None = None) -> Lent:
         """Pictures of the declared splits, and labels where they are declared."""
         preprocess = Preprocess(self.geometry.image_size, self.geometry.image_size, OPENAI_MEAN, OPENAI_STD)
         wanted = [name for name in SPLITS if f"{name}_images" in uses]
