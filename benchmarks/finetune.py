@@ -30,7 +30,6 @@ from clipfuse.config.presets import load_preset
 from clipfuse.data import make_ready, open_images, open_split, read_preprocess
 from clipfuse.data.gather import Rows
 from clipfuse.finetune.batches import TrainingTask
-from clipfuse.order import Order
 from clipfuse.finetune.recipe import Recipe
 from clipfuse.finetune.runtime import make_accelerator
 from clipfuse.finetune.state import StateFile
@@ -39,6 +38,7 @@ from clipfuse.finetune.trained import make_trained
 from clipfuse.heads import zero_shot_heads
 from clipfuse.models.build import build_vision_model
 from clipfuse.models.clip_base import ClipBase, open_base
+from clipfuse.order import Order
 from clipfuse.tasks import read_task
 
 BENCH, CPU = Path(".bench"), torch.device("cpu")
