@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -27,12 +27,16 @@ FILLED = 16
 """Images that are drawn at a time."""
 
 
+def idle(step: int) -> None:
+    """Nothing."""
+
+
 @dataclass
 class Clock:
     """Seconds of a method's steps; between two steps it stands still, and `between` may do what it likes."""
 
     seconds: list[float] = field(default_factory=list)
-    between: Callable[[int], object] = lambda step: None
+    between: Callable[[int], object] = idle
 
     @contextmanager
     def stage(self, title: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
@@ -80,10 +84,6 @@ class NoiseLender:
     noise: Noise
     precision: str = "float32"
     clock: Clock = field(default_factory=Clock)
-
-    def in_precision(self, precision: str) -> "NoiseLender":
-        """The same noise with a clock of its own."""
-        return replace(self, precision=precision, clock=Clock())
 
     def check(self, experts: Sequence[str], uses: Sequence[str]) -> None:
         """Every expert has a task."""

@@ -1,4 +1,4 @@
-"""One merge by a method that looks at data, as a process of its own: what its memory is measured of.
+"""One merge by a method that looks at data, from disk to disk, as a process of its own: its memory is measured.
 
     python datadriven_merge.py '{"pool": ..., "method": {...}, "images": ...}'
 
@@ -7,7 +7,9 @@ Prints a line of JSON: the seconds of the merge, without imports, and of each st
 
 import json
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 from datadriven_lender import noise_lender
 
@@ -22,9 +24,9 @@ def main(given: str) -> None:
     pool = HuggingFaceClipVisionPool.from_yaml(job["pool"])
     geometry = pool.weights.geometry
     assert geometry is not None
-    with noise_lender(geometry, job["images"]) as lender:
+    with noise_lender(geometry, job["images"]) as lender, tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        merge(pool, job["method"], data=lender)
+        merge(pool, job["method"], data=lender, out=Path(folder) / "merged")
         print(json.dumps({"seconds": time.perf_counter() - began, "steps": lender.clock.seconds}))
 
 

@@ -59,7 +59,7 @@ ROWS: dict[str, tuple[Tree, list[str], Tree | None]] = {
     "AdaMerging, on test": (LAYER | TEST, [], None),
     "AdaMerging++ (edit ties)": (LAYER, ["ties"], None),
     "AdaMerging++ (edit ties), on test": (LAYER | TEST, ["ties"], None),
-    "Concrete TA": ({"name": "concrete"}, [], None),
+    "Concrete TA, 1,000 steps": ({"name": "concrete", "steps": 1000}, [], None),
     "Concrete AdaMerging": ({"name": "concrete", "steps": 1000, "then": "layer"}, [], None),
     "AdaRank, 1,000 steps": ({"name": "adarank", "steps": 1000}, [], None),
     "AdaRank, 1,000 steps, on test": ({"name": "adarank", "steps": 1000} | TEST, [], None),

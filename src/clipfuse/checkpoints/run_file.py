@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 PRETRAINED = "_pretrained_"
+COEFFICIENTS = "coefficients.json"
+"""What a method whose `weights` name a file leaves beside the merged weights."""
 
 
 def run_file(recipe: Mapping[str, Any], tasks: Sequence[str] = ()) -> str:
@@ -12,10 +14,17 @@ def run_file(recipe: Mapping[str, Any], tasks: Sequence[str] = ()) -> str:
     pool = recipe["pool"]
     models = [{"name": member["name"], "path": pinned(member)} for member in pool]
     tree: dict[str, Any] = {"modelpool": {"type": "huggingface_clip_vision", "models": models}}
+    looked = recipe.get("data", ())
+    tasks = tasks or list(dict.fromkeys(str(row["task"]) for row in looked if row.get("task")))
     tree |= {"taskpool": {"tasks": tasks}} if tasks else {}
     tree |= {key: recipe[key] for key in ("method", "edits", "finishes", "after", "seed") if key in recipe}
+    limits = [row["chosen"]["limit"]["images"] for row in looked if "limit" in row.get("chosen", {})]
+    tree |= {"limit": limits[0]} if limits else {}
     tree |= {"dtype": recipe["dtype"]} if isinstance(recipe["dtype"], str) else {}
     remarks = [f"# {pinned(m)}: put {lacking(m)} there" for m in pool if not m.get("path")]
+    if isinstance(recipe["method"].get("weights"), str):
+        tree["method"] = {**recipe["method"], "weights": COEFFICIENTS}
+        remarks.append(f"# {COEFFICIENTS} is beside this card")
     remarks += [f"# needs --plugin {plugin['file']}" for plugin in recipe.get("plugins", ())]
     return "".join(f"{remark}\n" for remark in remarks) + as_yaml(tree)
 

@@ -96,9 +96,10 @@ def adamerging(
 
     Source: sections 3.2.1 and 3.2.2.
     """
-    coefficients = known
-    if coefficients is None:
+    if known is None:
         coefficients = learn(view, cfg, run)
+    else:
+        coefficients, run.files[COEFFICIENTS] = known, read_coefficients(str(cfg.weights)).to_text()
     place = {name: number for number, name in enumerate(view.specs)}
 
     def mix(leaf: Leaf) -> tuple[str, Tensor]:

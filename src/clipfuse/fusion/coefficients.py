@@ -14,14 +14,13 @@ from torch import Tensor
 
 from clipfuse.checkpoints.json_file import read_json
 from clipfuse.checkpoints.names import PROJECTION
+from clipfuse.checkpoints.run_file import COEFFICIENTS
 from clipfuse.config import Config, parse
 from clipfuse.errors import ConfigError, unknown
 from clipfuse.fusion.registry import Uses
 from clipfuse.shapes import Float
 from clipfuse.version import __version__
 
-COEFFICIENTS = "coefficients.json"
-"""The file's name in a merged folder."""
 SCHEMA = 1
 ALL = "all"
 """In the place of a parameter's name where a λ is for the whole model."""

@@ -12,7 +12,7 @@ import yaml
 from clipfuse.checkpoints.hashes import compute_hash
 from clipfuse.checkpoints.hub import HubRef, cached_file, hub_errors
 from clipfuse.checkpoints.locate import HUB_ID, MODELSCOPE, PACKAGE, local_path, locate
-from clipfuse.checkpoints.run_file import is_on_hub
+from clipfuse.checkpoints.run_file import COEFFICIENTS, is_on_hub
 from clipfuse.errors import LocateError, OutputError
 from clipfuse.evaluate import Record
 
@@ -160,12 +160,17 @@ def without_places(tree: Any, names: Mapping[str, str]) -> Any:
 
 
 def published_recipe(recipe: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """A recipe as others get it: a local folder has no path, but `local`, its last part, and the hashes."""
+    """A recipe as others get it: a local folder has no path, but `local`, its last part, and the hashes; coefficients
+    that were given are those beside the weights.
+    """
     pool = [
         {**member, "path": None, "local": names[member["path"]]} if member.get("path") in names else member
         for member in recipe["pool"]
     ]
-    return without_places({**recipe, "pool": pool}, names)
+    method = dict(recipe["method"])
+    if isinstance(method.get("weights"), str):
+        method["weights"] = COEFFICIENTS
+    return without_places({**recipe, "pool": pool, "method": method}, names)
 
 
 def published_record(record: Record, recipe: Mapping[str, Any], names: Mapping[str, str]) -> Record:

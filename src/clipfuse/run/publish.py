@@ -99,7 +99,7 @@ def prepare(
     recipe = published_recipe({**merged.recipe, "pool": pool}, names)
     found = [published_record(record, recipe, names) for record in subject.records]
     with new_folder(Path(out), overwrite) as temporary:
-        write_description(temporary, recipe, merged.known_geometry)
+        write_description(temporary, recipe, merged.known_geometry, merged.files)
         if whole:
             write_full_clip(temporary, merged.tensors, base_of(subject), merged.known_geometry)
         else:
