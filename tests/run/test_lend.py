@@ -53,7 +53,7 @@ def test_the_ledger_counts_images_looks_and_labels(lender: TaskLender):
     images.labels([1, 2])
     (row,) = lent.ledger
     told = {key: row[key] for key in ("expert", "task", "split", "images", "of", "labels", "passes")}
-    assert told == {"expert": "colours", "task": "colours", "split": "train", "images": 36, "of": 36, "labels": True,
+    assert told == {"expert": "colours", "task": "colours", "split": "train", "images": 36, "of": 36, "labels": 2,
                     "passes": 2.0}  # fmt: skip
     few = lent.images("more", "train")
     assert few.choice(100) == list(range(21)), "all of them, where there are fewer"
@@ -95,7 +95,7 @@ def test_a_choice_on_val_is_in_the_ledger(tree: dict[str, Any]):
     assert set(merged[0].uses) == {"train_images", "val_images", "val_labels"}
     assert seen["select", "colours", "val"]["passes"] == 2
     assert seen["select", "more", "val"]["images"] == 21
-    assert seen["regmean", "colours", "train"]["labels"] is False
+    assert seen["regmean", "colours", "train"]["labels"] == 0
 
 
 def test_test_images_take_leave_and_are_marked_everywhere(tree: dict[str, Any]):

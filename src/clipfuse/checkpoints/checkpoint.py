@@ -157,7 +157,8 @@ def weights_file(folder: Path) -> Path:
     """A folder's weights file or index of shards; a file itself. Raises CheckpointError."""
     path = folder if folder.is_file() else next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
-        hint = f"; it is a run, its model is {folder / 'merged'}" if (folder / "merged").is_dir() else ""
+        models = [str(path) for path in sorted(folder.glob("merged*")) if path.is_dir()]
+        hint = f"; it is a run, its model is {' or '.join(models)}" if models else ""
         raise CheckpointError(f"{folder}: holds no weights; looked for {', '.join(WEIGHTS)}{hint}")
     return path
 

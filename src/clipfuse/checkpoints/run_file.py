@@ -22,7 +22,7 @@ def run_file(recipe: Mapping[str, Any], tasks: Sequence[str] = ()) -> str:
     tree |= {"limit": limits[0]} if limits else {}
     tree |= {"dtype": recipe["dtype"]} if isinstance(recipe["dtype"], str) else {}
     remarks = [f"# {pinned(m)}: put {lacking(m)} there" for m in pool if not m.get("path")]
-    if isinstance(recipe["method"].get("weights"), str):
+    if COEFFICIENTS in recipe.get("files", ()) and recipe["method"].get("weights"):
         tree["method"] = {**recipe["method"], "weights": COEFFICIENTS}
         remarks.append(f"# {COEFFICIENTS} is beside this card")
     remarks += [f"# needs --plugin {plugin['file']}" for plugin in recipe.get("plugins", ())]

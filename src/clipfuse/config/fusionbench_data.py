@@ -88,8 +88,8 @@ def translate_data_method(tree: Tree, method: Tree, notes: list[str]) -> tuple[T
         after = {"name": "surgery"} | ({"steps": steps} if steps is not None else {})
         notes.append("what it learns for each task is read as after=surgery")
         tree = {**tree, "after": tree.get("after") or after}
-    if name == "fw_merging" and "step_size" in method:  # theirs is multiplied by the other
-        method["step_size"] = method["step_size"] * method.get("scaling_factor", 0.3)
+    if name == "fw_merging" and isinstance(method.get("step_size"), (int, float)):  # theirs is multiplied by the other
+        method["step_size"] = method["step_size"] * (method.get("scaling_factor") or 0.3)
         if ours.get("mode") == "soft":
             del method["step_size"]
     for key, value in method.items():

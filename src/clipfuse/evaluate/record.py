@@ -119,8 +119,9 @@ class Record(Config):
 
     @property
     def transductive(self) -> bool:
-        """Whether the method saw the images that it is scored on."""
-        return any(use.startswith("test") for use in self.uses)
+        """Whether the method saw the images that it is scored on, or others of their split."""
+        same = any(row.get("fingerprint") == self.fingerprint for row in self.seen)
+        return same or any(use.startswith(self.split) for use in self.uses)
 
     @property
     def title(self) -> str:

@@ -1,6 +1,7 @@
 """AdaMerging: coefficients of task vectors, learned by entropy on unlabelled images."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -39,7 +40,7 @@ class Adamerging(EntropyConfig):
     weights: str | None = None
     """Learned coefficients to apply again, without images: a `coefficients.json`, or the merge's folder."""
 
-    @property
+    @cached_property
     def found(self) -> Coefficients | None:
         """What `weights` names. Raises ConfigError if it cannot be read."""
         return None if self.weights is None else read_coefficients(self.weights)
@@ -82,8 +83,9 @@ def adamerging(
     and parameter tensor (`grain=layer`) or for each expert. Behind the edit `ties` it is the paper's AdaMerging++.
 
     As θ is linear in λ, ∂L/∂λ = ⟨∂L/∂θ, τ⟩ for each tensor: nothing is back-propagated through the merge, and a step
-    costs the forward and backward pass of its images and two passes over the task vectors, which stay in their files.
-    Memory: a tower, its gradient and the activations of one batch.
+    costs the forward and backward pass of its images and two passes over the task vectors, which stay in their files
+    (behind edits, in a temporary one). Memory: a tower, its gradient and the activations of one batch; on a GPU the
+    task vectors as well.
 
     It leaves `coefficients.json` (which `weights=` applies again, without images), a picture of it, and the course of
     the entropy, `entropy.csv`.
@@ -127,7 +129,9 @@ def learn(view: PoolView, cfg: Adamerging, run: Run) -> Float[Tensor, "parameter
         run, forward, cfg, optimiser, lambda step: mixture.spread(wide()), pull_back, "adamerging"
     )
     rows = {name: tuple(row) for name, row in zip(names, learned.tolist(), strict=True)}
-    found = Coefficients(view.tasks, rows, cfg.grain, "adamerging", entropy_uses(cfg), tuple(run.data.ledger), run.seed)
+    found = Coefficients(
+        view.tasks, rows, cfg.grain, "adamerging", entropy_uses(cfg), tuple(run.data.ledger), run.seed, run.edits
+    )
     run.files[COEFFICIENTS] = found.to_text()
     run.files["coefficients.svg"] = coefficients_svg(found, f"AdaMerging, {cfg.grain}-wise, {course.done} steps")
     run.files["entropy.csv"] = course.to_csv(run.data.tasks)

@@ -1,7 +1,6 @@
 """AdaRank: which singular triplets of each task vector are merged, learned by entropy on unlabelled images."""
 
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -20,7 +19,6 @@ from clipfuse.fusion.paper import Paper
 from clipfuse.fusion.registry import Shape, method
 from clipfuse.fusion.streams import Run
 from clipfuse.pool import Leaf, PoolView
-from clipfuse.pool.view import one_torch_thread
 from clipfuse.shapes import Float, Int
 from clipfuse.stats.spectra import svd
 
@@ -134,16 +132,9 @@ class Triplets:
             shapes |= {f"vh {name}": (experts, full, columns)}
             self.logits[name] = torch.full((experts, full), MARGIN)
             self.logits[name][:, int(round(fraction * full, 9)) :] = -MARGIN
-        self.parts = self.room({key: TensorSpec(shape, torch.float32) for key, shape in shapes.items()})
+        self.parts = self.forward.room({key: TensorSpec(shape, torch.float32) for key, shape in shapes.items()})
         for leaf_tally in self.run.map(self.decompose, "leaf"):
             self.run.tally.update(leaf_tally)
-
-    def room(self, specs: Mapping[str, TensorSpec]) -> dict[str, Tensor]:
-        """Zeros where forward passes are: on the CPU in scratch."""
-        device = self.forward.data.device
-        if device.type == "cpu":
-            return self.run.scratch(specs)
-        return {name: torch.zeros(spec.shape, dtype=spec.dtype, device=device) for name, spec in specs.items()}
 
     def decompose(self, leaf: Leaf) -> Mapping[str, int]:
         """Fill a parameter's parts."""
@@ -159,13 +150,6 @@ class Triplets:
             for kind, found in zip(("u", "s", "vh"), svd(delta, leaf.tally), strict=True):
                 self.parts[f"{kind} {name}"][row].copy_(found)
         return leaf.tally
-
-    def each(self, function: Callable[[str], object]) -> None:
-        """`function` of every parameter's name, on the view's threads, large ones first."""
-        names = sorted(self.names, key=lambda name: -self.view.specs[name].numel)
-        with one_torch_thread(), ThreadPoolExecutor(self.view.threads) as pool:
-            for _ in pool.map(function, names):
-                pass
 
     def merged(self, name: str, row: int) -> Int[Tensor, "merged"]:
         """Numbers of an expert's triplets that are merged."""
@@ -187,7 +171,7 @@ class Triplets:
     def spread(self, step: int) -> None:
         """Write θ0 + Δ into the tower."""
         self.forward.load_base()
-        self.each(lambda name: self.add(name, self.forward.parameters[name].detach()))
+        self.forward.each(lambda name: self.add(name, self.forward.parameters[name].detach()), self.names)
 
     def pull_back(self) -> dict[str, Tensor]:
         """The gradients by λ and by the logits, from the tower's."""
@@ -208,7 +192,7 @@ class Triplets:
                     by_logits[name][row] = along.cpu() * soft * (1 - soft) * (factor / TEMPERATURE)
                 by_coefficient[self.place[name], row] = product.item()
 
-        self.each(work)
+        self.forward.each(work, self.names)
         slopes = {f"logits {name}": value for name, value in by_logits.items()}
         return slopes | {"coefficients": by_coefficient}
 

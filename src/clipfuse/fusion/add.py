@@ -88,7 +88,7 @@ def chain_of(recipe: Mapping[str, Any], where: str) -> Chain:
     for step in chain.finishes:
         if step.rule.sees_experts:
             raise ConfigError(f"{where}: the finish {step.rule.name} looks at all experts: merge them at once")
-    return replace(chain, chosen_on=tuple(recipe["uses"]))
+    return replace(chain, chosen_on=tuple(recipe["uses"]), chosen_data=tuple(recipe.get("data", ())))
 
 
 def expert_name(name: str | None, expert: Model, taken: tuple[str, ...]) -> str:

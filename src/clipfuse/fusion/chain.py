@@ -74,6 +74,11 @@ class Chain:
         return tuple(seen | dict.fromkeys(self.chosen_on))
 
     @property
+    def edit_trees(self) -> tuple[dict[str, Any], ...]:
+        """The edits, as in YAML."""
+        return tuple(step.to_tree() for step in self.edits)
+
+    @property
     def looks(self) -> bool:
         """Whether a step must be lent images to work."""
         return any(step.looks for step in self.rules)
@@ -99,7 +104,7 @@ class Chain:
 
     def to_tree(self) -> dict[str, Any]:
         """As in YAML: method, edits, finishes, after, seed."""
-        lists = {"edits": [s.to_tree() for s in self.edits], "finishes": [s.to_tree() for s in self.finishes]}
+        lists = {"edits": list(self.edit_trees), "finishes": [s.to_tree() for s in self.finishes]}
         method = self.method.to_tree()
         if self.values:
             method[self.swept] = list(self.values)
@@ -192,6 +197,12 @@ def configure(
                 f"{part.rule.name}: sees the test images that it is scored on (transductive); "
                 f"{'after' if part is chain.after else 'method'}.allow_test_adaptation=true allows that"
             )
+    given = getattr(chosen.cfg, "found", None)
+    if given and (before := list(map(dict, given.edits))) != list(chain.edit_trees):
+        behind = ", ".join(str(edit.get("name")) for edit in before) or "no edits"
+        raise ConfigError(
+            f"method.weights: its coefficients are of task vectors behind {behind}: give the same edits=[…]"
+        )
     if chain.edits and chosen.rule.returns == "weights":
         raise ConfigError(f"method.{chosen.rule.name}: merges weights, not task vectors, and takes no edits")
     return chain

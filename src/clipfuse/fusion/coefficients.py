@@ -51,6 +51,7 @@ class CoefficientsFile(Config):
     uses: Sequence[Uses] = ()
     seed: int = 0
     data: Sequence[Mapping[str, Any]] = ()
+    edits: Sequence[Mapping[str, Any]] = ()
     coefficients: Mapping[str, Sequence[Annotated[float, Field(ge=-LARGEST, le=LARGEST)]]]
 
 
@@ -76,6 +77,8 @@ class Coefficients:
     """What it looked at, a row of the ledger for each split."""
     seed: int = 0
     """Of the images' order."""
+    edits: tuple[Mapping[str, Any], ...] = ()
+    """What was done to the task vectors first, as in YAML."""
 
     def __post_init__(self) -> None:
         if not self.experts or len({*self.experts}) < len(self.experts):
@@ -101,7 +104,7 @@ class Coefficients:
         """The file: JSON, one parameter a line as in the tower; a number is the shortest that gives its float32."""
         lines = table({json.dumps(name): self.rows[name] for name in sorted(self.rows, key=place)})
         facts = {"schema": SCHEMA, "clipfuse": __version__, "method": self.method, "grain": self.grain}
-        facts |= {"experts": self.experts, "uses": self.uses, "seed": self.seed}
+        facts |= {"edits": self.edits, "experts": self.experts, "uses": self.uses, "seed": self.seed}
         parts = [f'  "{key}": {json.dumps(value, ensure_ascii=False)}' for key, value in facts.items()]
         parts += [block("data", "[]", [json.dumps(dict(row), ensure_ascii=False) for row in self.data])]
         parts += [block("coefficients", "{}", lines)]
@@ -152,7 +155,14 @@ def read_coefficients(path: str | Path) -> Coefficients:
     rows = {name: tuple(float(np.float32(value)) for value in row) for name, row in file.coefficients.items()}
     try:
         return Coefficients(
-            tuple(file.experts), rows, file.grain, file.method, tuple(file.uses), tuple(file.data), file.seed
+            tuple(file.experts),
+            rows,
+            file.grain,
+            file.method,
+            tuple(file.uses),
+            tuple(file.data),
+            file.seed,
+            tuple(file.edits),
         )
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None

@@ -1,7 +1,6 @@
 """Concrete subspace learning: one mask for all task vectors, learned by entropy on unlabelled images."""
 
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
@@ -22,7 +21,6 @@ from clipfuse.fusion.registry import method
 from clipfuse.fusion.relaxed import draw_relaxed, mean_of_relaxed
 from clipfuse.fusion.streams import Run
 from clipfuse.pool import Leaf, PoolView
-from clipfuse.pool.view import one_torch_thread
 from clipfuse.shapes import Float
 
 CONCRETE = Paper(
@@ -83,7 +81,7 @@ def concrete(view: PoolView, cfg: Concrete, run: Run) -> Iterator[tuple[str, Ten
     )
     run.files["entropy.csv"] = course.to_csv(run.data.tasks)
     run.tally["concrete.steps"] += course.done
-    shared.each(shared.settle)
+    forward.each(shared.settle, shared.names)
     if cfg.then == "none":
         for name in shared.names:
             yield name, (shared.sums[name] * shared.masks[name]).mul_(cfg.coefficient)
@@ -115,9 +113,9 @@ class SharedMask:
 
     def __post_init__(self) -> None:
         specs = self.view.specs
-        self.names = sorted(specs, key=lambda name: -specs[name].numel)  # large ones first: threads end together
+        self.names = list(specs)
         kinds = ("sum", "mask", "logits", "mean", "square")
-        room = self.room(
+        room = self.forward.room(
             {f"{kind} {name}": TensorSpec(spec.shape, torch.float32) for kind in kinds for name, spec in specs.items()}
         )
         self.sums, self.masks, self.logits = ({name: room[f"{kind} {name}"] for name in specs} for kind in kinds[:3])
@@ -132,19 +130,6 @@ class SharedMask:
         for _ in self.run.map(add_up, "element"):
             pass
 
-    def room(self, specs: Mapping[str, TensorSpec]) -> dict[str, Tensor]:
-        """Zeros where forward passes are: on the CPU in scratch."""
-        device = self.forward.data.device
-        if device.type == "cpu":
-            return self.run.scratch(specs)
-        return {name: torch.zeros(spec.shape, dtype=spec.dtype, device=device) for name, spec in specs.items()}
-
-    def each(self, function: Callable[[str], object]) -> None:
-        """`function` of every parameter's name, on the view's threads."""
-        with one_torch_thread(), ThreadPoolExecutor(self.view.threads) as pool:
-            for _ in pool.map(function, self.names):
-                pass
-
     def spread(self, step: int) -> None:
         """Draw a step's mask; write θ0 + coefficient · Σ_k τ_k ⊙ m/mean(m) into the tower."""
         self.forward.load_base()
@@ -154,7 +139,7 @@ class SharedMask:
             factor = self.cfg.coefficient * inverse_mean(self.masks[name])
             self.forward.parameters[name].detach().addcmul_(self.sums[name], self.masks[name], value=factor)
 
-        self.each(write)
+        self.forward.each(write, self.names)
 
     def pull_back(self) -> Mapping[str, Tensor]:
         """∂L/∂logits from the tower's gradients G, in their place.
@@ -173,7 +158,7 @@ class SharedMask:
             slope.sub_(through_mean).mul_(torch.addcmul(mask, mask, mask, value=-1))
             slopes[name] = slope.mul_(self.cfg.coefficient * inverse / self.cfg.temperature)
 
-        self.each(work)
+        self.forward.each(work, self.names)
         return slopes
 
     def slices(self, name: str) -> Iterator[tuple[int, Tensor, Tensor]]:

@@ -78,7 +78,9 @@ def prepare(chain: Chain, view: PoolView, before: Arrived | None = None, lender:
         lender.lend(raw.tasks, step.uses, chain.seed, base) if lender and step and step.looks else None
         for step in (chain.method, chain.after)
     )
-    facts = [raw.tasks, chain.to_learn(), *(part.facts for part in (lent, lent_after) if part)]
+    given = getattr(chain.method.cfg, "found", None)
+    content = [given and given.to_text(), *([o.file, o.sha256] for o in chain.origins)]
+    facts = [raw.tasks, chain.to_learn(), content, *(part.facts for part in (lent, lent_after) if part)]
     kept = kept_for(raw.pool.checkpoints, facts) if chain.looks else Kept()
     if chain.method.rule.continual:
         merged = after_arrivals(chain, raw, arrive(chain, raw, before))
@@ -169,7 +171,7 @@ def run_unscaled(prepared: Prepared, parts: Parts) -> Counter[str]:
     if rule.streams:
         state = prepared.states[len(chain.edits)]
         extra = [state] if rule.prepare else []
-        with Run.open(view, prepared.lent, prepared.kept) as context:
+        with Run.open(view, prepared.lent, prepared.kept, edits=chain.edit_trees) as context:
             found = rule.function(view, chain.method.cfg, context, *extra)
             for name, delta in complete(rule.name, found, view.specs):
                 sinks[0].write(name, delta)

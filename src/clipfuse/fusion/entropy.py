@@ -18,7 +18,7 @@ from clipfuse.fusion.streams import Run
 from clipfuse.shapes import Float
 
 HELD_OUT = 0.2
-"""Share of the val images that early stopping looks at where val is what is learned on."""
+"""Share of the images that early stopping looks at instead of learning on them; of images=test it looks at val."""
 LOOKED_AT = 256
 """Most images of a task that early stopping looks at, each time the same ones."""
 
@@ -37,7 +37,9 @@ class EntropyConfig(DeltaConfig):
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Adam's step size."""
     early_stop: Literal["none", "entropy", "accuracy"] = "none"
-    """What says when to stop, on val images that are not learned on: their mean entropy, or (by labels) accuracy."""
+    """What says when to stop: the mean entropy of images that are held out (val images, of images=train those of train),
+    or by their labels the accuracy.
+    """
     every: Annotated[int, Field(ge=1)] = 50
     """Steps between looks of early stopping."""
     patience: Annotated[int, Field(ge=1)] = 4
@@ -47,10 +49,11 @@ class EntropyConfig(DeltaConfig):
 def entropy_uses(cfg: EntropyConfig) -> tuple[Uses, ...]:
     """What a method with these settings looks at."""
     seen: list[Uses] = [f"{cfg.images}_images"]  # type: ignore[list-item]
+    split = "val" if cfg.images == "test" else cfg.images
     if cfg.early_stop != "none":
-        seen.append("val_images")
+        seen.append(f"{split}_images")  # type: ignore[arg-type]
     if cfg.early_stop == "accuracy":
-        seen.append("val_labels")
+        seen.append(f"{split}_labels")  # type: ignore[arg-type]
     return tuple(dict.fromkeys(seen))
 
 
@@ -125,7 +128,7 @@ def parts(run: Run, cfg: EntropyConfig) -> tuple[dict[str, TaskImages], Watch]:
     learned = {task: run.data.images(task, cfg.images) for task in run.data.tasks}
     if cfg.early_stop == "none":
         return learned, Watch("none", {})
-    if cfg.images != "val":
+    if cfg.images == "test":
         return learned, Watch(cfg.early_stop, {task: run.data.images(task, "val") for task in run.data.tasks})
     split = {task: images.held_out(HELD_OUT) for task, images in learned.items()}
     return {task: rest for task, (rest, _) in split.items()}, Watch(
@@ -166,14 +169,12 @@ def minimise_entropy(
     course = Course(torch.zeros(total, len(tasks), dtype=torch.float64))
     for parameter in forward.parameters.values():
         parameter.requires_grad_(True)
-    state = {**optimiser.state, **watch.state, "entropy": course.entropy}
+    state, over = {**optimiser.state, **watch.state, "entropy": course.entropy}, False
     for step in run.steps(total, state, title):
         spread(step)
-        if (
-            watch.images
-            and step % cfg.every == 0
-            and watch.is_over(watch.look(forward, cfg.batch), optimiser.parameters, cfg.patience)
-        ):
+        if watch.images and step % cfg.every == 0:
+            over = watch.is_over(watch.look(forward, cfg.batch), optimiser.parameters, cfg.patience)
+        if over:
             break
         for parameter in forward.parameters.values():
             parameter.grad = None if parameter.grad is None else parameter.grad.zero_()
@@ -186,13 +187,16 @@ def minimise_entropy(
                 raise ModelError(f"{title}: the entropy on {task} is {value} at step {step + 1}; a lower lr may help")
         optimiser.step(pull_back())
         run.say(f"entropy {float(course.entropy[step].mean()):.3f}")
+    if run.asked:
+        raise KeyboardInterrupt
     course.done = int(optimiser.taken)
     for parameter in forward.parameters.values():
         parameter.requires_grad_(False)
         parameter.grad = None
     if watch.images:
-        spread(course.done)
-        watch.is_over(watch.look(forward, cfg.batch), optimiser.parameters, cfg.patience)
+        if not over:
+            spread(course.done)
+            watch.is_over(watch.look(forward, cfg.batch), optimiser.parameters, cfg.patience)
         for name, value in optimiser.parameters.items():
             value.copy_(watch.best[name])
     return course

@@ -1,6 +1,7 @@
 """A vision tower that a method runs: weights are copied into it, gradients come out by canonical names."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -10,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clipfuse.checkpoints.names import PROJECTION, canonical_names
+from clipfuse.checkpoints.safetensors_file import TensorSpec
 from clipfuse.errors import ModelError
 from clipfuse.fusion.streams import Run
 from clipfuse.pool import Leaf, ModelPool, PoolView
+from clipfuse.pool.view import one_torch_thread
 from clipfuse.shapes import Float
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ class Forward:
             raise ModelError("the pool was made of state dicts, whose geometry is not known: give modules or folders")
         if geometry.linearised:
             raise ModelError("the experts are linearised: methods that look at data run ordinary towers only")
-        self.view, self.data = run.view, run.data
+        self.run, self.view, self.data = run, run.view, run.data
         lead = self.view.pool.lead
         self.tower: CLIPVisionModel = build_vision_model(lead, geometry).requires_grad_(False)
         stored = dict(self.tower.named_parameters())
@@ -52,6 +55,20 @@ class Forward:
     def projection(self) -> Float[Tensor, "embed width"]:
         """From pooled outputs to features."""
         return self.project.weight
+
+    def room(self, specs: Mapping[str, TensorSpec]) -> dict[str, Tensor]:
+        """Zeros where forward passes are: on the CPU in scratch."""
+        device = self.data.device
+        if device.type == "cpu":
+            return self.run.scratch(specs)
+        return {name: torch.zeros(spec.shape, dtype=spec.dtype, device=device) for name, spec in specs.items()}
+
+    def each(self, function: Callable[[str], object], names: Iterable[str]) -> None:
+        """`function` of the names of parameters, on the view's threads, large ones first."""
+        large_first = sorted(names, key=lambda name: -self.view.specs[name].numel)
+        with one_torch_thread(), ThreadPoolExecutor(self.view.threads) as pool:
+            for _ in pool.map(function, large_first):
+                pass
 
     def module_of(self, name: str) -> nn.Module:
         """The module that owns a parameter."""

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,28 @@ class Kept:
         return True
 
     def clear(self) -> None:
-        """Remove all states of this merge: it is done."""
-        if self.key:
+        """Remove all states of this merge: it is done. Inside `states_held`, at its end."""
+        if held := HELD.get():
+            held.append(self)
+        elif self.key:
             for path in cache_folder("states").glob(f"{self.key}-*.safetensors"):
                 path.unlink(missing_ok=True)
+
+
+HELD: ContextVar["list[Kept] | None"] = ContextVar("HELD", default=None)
+
+
+@contextmanager
+def states_held() -> Iterator[None]:
+    """Inside, states of merges that are done stay: until the end, or where it fails for the next call."""
+    held: list[Kept] = [Kept()]
+    token = HELD.set(held)
+    try:
+        yield
+    finally:
+        HELD.reset(token)
+    for kept in held:
+        kept.clear()
 
 
 def kept_for(checkpoints: Sequence[Checkpoint], facts: Any) -> Kept:

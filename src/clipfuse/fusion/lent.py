@@ -2,8 +2,9 @@
 ledger of what it has looked at.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -38,13 +39,18 @@ class Looked:
     rows: Tensor
     """(image,) bool: whether an image was looked at."""
     count: Tensor
-    """(2,) int64: looks at images, and at labels."""
+    """() int64: looks at images."""
+    labelled: Tensor = field(init=False)
+    """(image,) bool: whether its label was looked at."""
+
+    def __post_init__(self) -> None:
+        self.labelled = torch.zeros_like(self.rows)
 
     def to_tree(self, expert: str, split: str) -> dict[str, Any]:
         """A row of the ledger."""
-        images, (looks, labels) = int(self.rows.sum()), self.count.tolist()
+        images, looks, labels = int(self.rows.sum()), int(self.count), int(self.labelled.sum())
         told = {"expert": expert, "task": self.task, "split": split, "images": images, "of": len(self.rows)}
-        told |= {"labels": labels > 0, "passes": round(looks / max(images, 1), 2), "fingerprint": self.fingerprint}
+        told |= {"labels": labels, "passes": round(looks / max(images, 1), 2), "fingerprint": self.fingerprint}
         return told | ({"chosen": dict(self.chosen)} if self.chosen else {})
 
 
@@ -84,13 +90,13 @@ class TaskImages:
     def pixels(self, rows: Sequence[int]) -> Float[Tensor, "row 3 side side"]:
         """Preprocessed images on the device; the ledger counts them."""
         self.ledger.rows[list(rows)] = True
-        self.ledger.count[0] += len(rows)
+        self.ledger.count += len(rows)
         return self.lent.preprocess.normalise(self.source.pixels(rows, self.lent.device))
 
     def labels(self, rows: Sequence[int]) -> Int[Tensor, "row"]:
         """Labels on the device, int64. Raises ConfigError unless the method declares that it looks at them."""
         found = self.source.labels[list(rows)].to(self.lent.device)
-        self.ledger.count[1] += len(rows)
+        self.ledger.labelled[list(rows)] = True
         return found
 
 
@@ -124,12 +130,22 @@ class Lent:
             raise ConfigError(f"{split}_images: the method does not declare that it looks at them (its `uses`)")
         return TaskImages(self, task, split)
 
+    def anew(self) -> "Lent":
+        """The same with an empty ledger."""
+        empty = {
+            place: replace(seen, rows=torch.zeros_like(seen.rows), count=torch.zeros_like(seen.count))
+            for place, seen in self.looked.items()
+        }
+        return replace(self, looked=empty)
+
     @property
     def facts(self) -> dict[str, Any]:
         """All that what a method sees depends on, for the key of a state."""
         heads = {task: head.key for task, head in self.heads.items()}
-        splits = [[*place, seen.fingerprint, len(seen.rows)] for place, seen in self.looked.items()]
-        return {"heads": heads, "splits": splits, "seed": self.seed, "on": f"{self.device} {self.precision}"}
+        splits = [[*place, seen.fingerprint, len(seen.rows), len(seen.usable)] for place, seen in self.looked.items()]
+        projection = hashlib.sha256(self.projection.contiguous().numpy().tobytes()).hexdigest()
+        made = {"projection": projection, "preprocess": str(self.preprocess)}
+        return {"heads": heads, "splits": splits, **made, "seed": self.seed, "on": f"{self.device} {self.precision}"}
 
     @property
     def ledger(self) -> list[dict[str, Any]]:
@@ -140,6 +156,7 @@ class Lent:
     def state(self) -> dict[str, Tensor]:
         """The ledger as tensors, for whoever goes on later."""
         found = {f"looked {task} {split}": seen.rows for (task, split), seen in self.looked.items()}
+        found |= {f"labelled {task} {split}": seen.labelled for (task, split), seen in self.looked.items()}
         return found | {f"count {task} {split}": seen.count for (task, split), seen in self.looked.items()}
 
 

@@ -4,6 +4,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,21 @@ from clipfuse.checkpoints.names import hub_name
 from clipfuse.checkpoints.safetensors_file import TensorSpec
 from clipfuse.checkpoints.writer import SafetensorsWriter, check_output, new_folder
 from clipfuse.cores import available_cores
-from clipfuse.errors import ConfigError, ModelError, PoolError
+from clipfuse.errors import CheckpointError, ConfigError, ModelError, PoolError
 from clipfuse.fusion.after import learn_after, tasks_of_experts
 from clipfuse.fusion.chain import Chain, configure
 from clipfuse.fusion.engine import add_up, prepare, run
 from clipfuse.fusion.lent import Lender
-from clipfuse.fusion.merged import NO_GEOMETRY, SCHEMA, Merged, hub_writer, load, write_description, write_state
+from clipfuse.fusion.merged import (
+    NO_GEOMETRY,
+    SCHEMA,
+    Merged,
+    hub_writer,
+    load,
+    read_recipe,
+    write_description,
+    write_state,
+)
 from clipfuse.fusion.prepared import Prepared
 from clipfuse.fusion.sinks import Sink, TensorSink
 from clipfuse.fusion.task_tensors import write_task_tensors
@@ -202,15 +212,24 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return found
 
 
+def recipe_of(folder: Path) -> dict[str, Any] | None:
+    """The recipe of a model of the pool that was merged itself: what that has seen, its merges have seen, too."""
+    with suppress(CheckpointError):
+        return read_recipe(folder)
+    return None
+
+
 def make_recipe(prepared: Prepared, specs: Mapping[str, TensorSpec], measured: Mapping[str, int]) -> dict[str, Any]:
     """All that is needed to get a result again: method, settings, seed, the pool with revisions and hashes."""
     dtypes = sorted({str(spec.dtype).removeprefix("torch.") for spec in specs.values()})
+    folders = dict.fromkeys(file.parent for checkpoint in prepared.pool.checkpoints for file in checkpoint.files)
+    earlier = [found for folder in folders if (found := recipe_of(folder))]
     recipe = {
         "schema": SCHEMA,
         "clipfuse": __version__,
         "kind": "per_task" if prepared.chain.after else "weights",
         **prepared.chain.to_tree(),
-        "uses": list(prepared.chain.uses),
+        "uses": list(dict.fromkeys([*prepared.chain.uses, *(use for one in earlier for use in one["uses"])])),
         "dtype": dtypes[0] if len(dtypes) == 1 else dtypes,
         "pool": prepared.pool.members,
     }
@@ -222,7 +241,7 @@ def make_recipe(prepared: Prepared, specs: Mapping[str, TensorSpec], measured: M
         "plugins": [asdict(origin) for origin in prepared.chain.origins],
         "arrivals": arrived and arrived.to_tree(),
         "measured": dict(sorted(measured.items())),
-        "data": prepared.data_seen,
+        "data": [*prepared.data_seen, *(row for one in earlier for row in one.get("data", ()))],
         "files": sorted(prepared.files),
         "warnings": prepared.pool.warnings,
     }

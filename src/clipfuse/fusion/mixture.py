@@ -1,7 +1,7 @@
 """θ0 + Σ_k λ_k τ_k in a tower, with a coefficient for each parameter and expert, and the gradient by them.
 
 As θ is linear in λ, ∂L/∂λ_k = ⟨∂L/∂θ, τ_k⟩ for each parameter: no graph goes through the merge, and task vectors are
-streamed from where they are stored.
+streamed from where they are stored; behind edits they are kept in a temporary file, edited once.
 """
 
 from dataclasses import dataclass, field, replace
@@ -9,8 +9,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from clipfuse.checkpoints.checkpoint import task_vector
+from clipfuse.checkpoints.safetensors_file import TensorSpec
 from clipfuse.fusion.forward import Forward
-from clipfuse.pool import Leaf, PoolView
+from clipfuse.pool import Leaf, ModelPool, PoolView
 from clipfuse.shapes import Float
 
 
@@ -28,9 +30,27 @@ class Mixture:
         self.view = replace(self.view, progress=None)
         self.names = [name for name in self.view.specs if name in self.forward.parameters]
         self.place = {name: number for number, name in enumerate(self.names)}
+        if self.view.edits and self.forward.data.device.type == "cpu":
+            self.view = self.edited_once()
         if self.forward.data.device.type != "cpu":
             device = self.forward.data.device
             self.held = dict(self.view.map(lambda leaf: (leaf.name, leaf.deltas.to(device)), "leaf"))
+
+    def edited_once(self) -> PoolView:
+        """The same task vectors, but in scratch behind the edits: these are not made anew at every step."""
+        view, tasks = self.view, self.view.tasks
+        specs = {name: TensorSpec((len(tasks), *spec.shape), torch.float32) for name, spec in view.specs.items()}
+        edited = self.forward.run.scratch(specs)
+
+        def keep(leaf: Leaf) -> None:
+            rows = edited[leaf.name].view(len(tasks), -1)
+            rows[:, leaf.start : leaf.start + leaf.numel] = leaf.deltas.flatten(1)
+
+        for _ in view.map(keep):
+            pass
+        vectors = {task: {name: edited[name][row] for name in specs} for row, task in enumerate(tasks)}
+        experts = {task: task_vector(tensors, task) for task, tensors in vectors.items()}
+        return replace(view, pool=ModelPool(view.pool.base, experts), edits=(), grain="element")
 
     @torch.no_grad()
     def spread(self, coefficients: Float[Tensor, "parameter task"]) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -38,14 +38,18 @@ class Run:
     """Exact counts for the record."""
     files: dict[str, str] = field(default_factory=dict)
     """Texts that go beside the merged weights, by file name."""
+    edits: tuple[Mapping[str, Any], ...] = ()
+    """What `view` looks through, as in YAML."""
     said: str = ""
+    asked: bool = False
+    """Whether ^C or SIGTERM came in a step after which no other was asked for."""
 
     @classmethod
     @contextmanager
-    def open(cls, view: PoolView, lent: Lent | None = None, kept: Kept | None = None) -> Iterator["Run"]:
+    def open(cls, view: PoolView, lent: Lent | None = None, kept: Kept | None = None, **more: Any) -> Iterator["Run"]:
         """A run over a view; its scratch vanishes at the end."""
         with ExitStack() as held:
-            yield cls(view, held, lent, kept or Kept())
+            yield cls(view, held, lent, kept or Kept(), **more)
 
     @property
     def data(self) -> Lent:
@@ -99,7 +103,11 @@ class Run:
         with stage as told, Stop() as stop:
             told(done)
             while done < total:
-                yield done
+                try:
+                    yield done
+                except GeneratorExit:  # whoever takes the steps has enough of them
+                    self.asked = stop.asked
+                    raise
                 done += 1
                 told(1, self.said or None)
                 late = time.monotonic() - saved > SAVE_SECONDS

@@ -58,7 +58,8 @@ class Sweep:
             self.write(value, sink)
             return self.measured
 
-        chosen = replace(self.prepared, chain=self.prepared.chain.with_value(value, chosen_on, looked))
+        chain, lent = self.prepared.chain.with_value(value, chosen_on, looked), self.prepared.lent_after
+        chosen = replace(self.prepared, chain=chain, files=dict(self.prepared.files), lent_after=lent and lent.anew())
         return finished(chosen, self.specs, out, False, fill)
 
 

@@ -122,6 +122,7 @@ def result(record: Record, version: str, url: str) -> dict[str, Any]:
     }
     low, high = record.interval
     count = f"{'a choice of ' if 'limit' in record.chosen else ''}{record.n:,} images"
+    count += ", transductive: the method has seen them" if record.transductive else ""
     metric = {
         "type": "accuracy",
         "value": record.accuracy,

@@ -52,7 +52,8 @@ def data_seen(records: Sequence[Record]) -> list[str]:
         for rule, split in dict.fromkeys((row.get("rule", ""), row["split"]) for row in seen):
             rows = [row for row in seen if (row.get("rule", ""), row["split"]) == (rule, split)]
             images, looks = sum(row["images"] for row in rows), sum(row["images"] * row["passes"] for row in rows)
-            how = "with labels" if any(row["labels"] for row in rows) else "no labels"
+            labels = sum(int(row["labels"]) for row in rows)
+            how = f"{labels:,} labels" if labels else "no labels"
             parts.append(f"{rule} {images:,} {split} images, {how}, {looks / max(images, 1):.3g} passes")
         found.append(f"{title} has seen: {'; '.join(parts)}.")
     if any(record.transductive for record in records):

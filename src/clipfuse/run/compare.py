@@ -153,6 +153,7 @@ def find(folder: Path, model: str | None) -> Side:
                 f"{folder}: holds {len(names)} models ({', '.join(names)}); --model-a or --model-b names one"
             )
         model = only[0]
+    model = next((record.model for record in records if record.title == model), model)
     if model not in names:
         raise ConfigError(f"{folder}: " + unknown("model", model, names))
     return {place(record): record for record in records if record.model == model}

@@ -127,7 +127,7 @@ def ledger_of(task: Task, images: ImageSet) -> Looked:
     if images.unreadable == "skip" and images.entry:
         bad = set(unreadable_rows(images.entry))
     usable = [row for row in range(count) if row not in bad]
-    rows, looks = torch.zeros(count, dtype=torch.bool), torch.zeros(2, dtype=torch.int64)
+    rows, looks = torch.zeros(count, dtype=torch.bool), torch.zeros((), dtype=torch.int64)
     return Looked(task.name, fingerprint(images), images.split.chosen, usable, rows, looks)
 
 

@@ -20,6 +20,7 @@ from clipfuse.evaluate import Record
 from clipfuse.evaluate.sweep import sweep_candidates
 from clipfuse.fusion.chain import Chain, configure
 from clipfuse.fusion.engine import check_chain
+from clipfuse.fusion.kept import states_held
 from clipfuse.fusion.lent import Lender
 from clipfuse.fusion.loading import load_plugins
 from clipfuse.fusion.merge import as_dtype, look_at, merge_device
@@ -82,7 +83,7 @@ def work(
     stage: Stage,
 ) -> RunResult:
     """A run whose parts are open: choose, merge, measure, write."""
-    with new_folder(folder, config.overwrite) as temporary, log_to(temporary / "log.txt"):
+    with states_held(), new_folder(folder, config.overwrite) as temporary, log_to(temporary / "log.txt"):
         resolved = config.model_dump(mode="json", exclude={"out", "overwrite", "locked"}) | chains[0].to_tree()
         if len(chains) > 1:
             resolved["method"]["images"] = [chain.method.cfg.images for chain in chains]
@@ -167,7 +168,7 @@ def choose(
         log.info("%s=%g: %.2f %% on val", chain.swept, value, 100 * means[value])
     best = max(sorted(means), key=lambda value: means[value])
     log.info("%s=%g is chosen", chain.swept, best)
-    seen = {s.task: {"rule": "select", "task": s.task, "split": "val", "images": s.n, "labels": True} for s in scores}
+    seen = {s.task: {"rule": "select", "task": s.task, "split": "val", "images": s.n, "labels": s.n} for s in scores}
     looked = tuple(row | {"passes": len(means)} for row in seen.values())
     return Choice(chain.with_value(best, ("val_images", "val_labels"), looked), found, means)
 

@@ -168,7 +168,7 @@ def published_recipe(recipe: Mapping[str, Any], names: Mapping[str, str]) -> dic
         for member in recipe["pool"]
     ]
     method = dict(recipe["method"])
-    if isinstance(method.get("weights"), str):
+    if COEFFICIENTS in recipe.get("files", ()) and method.get("weights"):
         method["weights"] = COEFFICIENTS
     return without_places({**recipe, "pool": pool, "method": method}, names)
 

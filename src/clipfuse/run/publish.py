@@ -129,6 +129,9 @@ def find_subject(folder: Path, records: Path | None) -> Subject:
     if is_run and records is None and (folder / RECORDS).is_file():
         records = folder / RECORDS
     folder = folder / "merged" if is_run else folder
+    several = sorted(path.parent.name for path in folder.glob(f"merged_*/{RECIPE}"))
+    if several:
+        raise ConfigError(f"{folder}: is a run with several models; publish one of {', '.join(several)}")
     if not (folder / RECIPE).is_file():
         raise CheckpointError(f"{folder}: holds no {RECIPE}; publish takes what clipfuse merged, or a run")
     merged = load(folder)

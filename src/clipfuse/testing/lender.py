@@ -43,7 +43,7 @@ class RandomLender:
                 if f"{name}_labels" not in uses:
                     images = without_labels(images, f"{name}_labels: the method does not declare that it looks at them")
                 rows[task, name] = Rows(images)
-                seen, count = torch.zeros(self.images, dtype=torch.bool), torch.zeros(2, dtype=torch.int64)
+                seen, count = torch.zeros(self.images, dtype=torch.bool), torch.zeros((), dtype=torch.int64)
                 looked[task, name] = Looked(task, f"random {task} {name}", {}, range(self.images), seen, count)
         projection = noise((EMBED, self.geometry.hidden_size), "projection") / self.geometry.hidden_size**0.5
         heads = {task: Head(unit(noise((CLASSES, EMBED), task, "head")), 10.0, "random") for task in experts}
