@@ -90,10 +90,10 @@ def check_goes_on(
     monkeypatch.setattr(streams, "SAVE_SECONDS", -1.0)
     view = look_at(pool_from_memory(tiny_models(), TINY))
 
-    def run(kept: Kept) -> tuple[dict[str, Tensor], dict[str, int]]:
+    def run(kept: Kept) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with Run.open(view, lent(uses), kept) as opened:
             found = {name: delta.clone() for name, delta in function(view, cfg, opened)}
-            return found, dict(opened.tally)
+            return found, {**opened.tally, "ledger": opened.data.ledger, "files": dict(opened.files)}
 
     plain, looks, stop = TaskImages.pixels, 0, 0
 

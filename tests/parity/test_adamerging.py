@@ -162,7 +162,7 @@ def test_coefficients_are_applied_again_without_images(tmp_path: Path, grain: st
 
 def test_early_stop_keeps_the_best(monkeypatch: pytest.MonkeyPatch):
     looks = iter([3.0, 2.0, 1.0, 5.0, 4.0, 9.0, 9.0])
-    settings = {"images": "train", "lr": 0.05}
+    settings = {"images": "test", "allow_test_adaptation": True, "lr": 0.05}
     with monkeypatch.context() as patched:
         patched.setattr(Watch, "look", lambda *_: next(looks))
         found = merged(steps=50, early_stop="entropy", every=3, patience=2, **settings)
@@ -177,8 +177,26 @@ def test_early_stop_keeps_the_best(monkeypatch: pytest.MonkeyPatch):
 def test_early_stop_looks_at_other_images_than_it_learns_on(signal_of: str):
     found = merged(steps=4, early_stop=signal_of, every=2)
     (row,) = {(row["images"], row["labels"], row["split"]) for row in found.recipe["data"]}
-    assert row == (12, 2 * 3 * (signal_of == "accuracy") and row[1], "val")
+    assert row == (12, 2 if signal_of == "accuracy" else 0, "val")
     assert found.recipe["uses"] == ["val_images", *(["val_labels"] if signal_of == "accuracy" else [])]
+
+
+def test_train_is_held_out_of_train():
+    found = merged(steps=2, early_stop="accuracy", every=2, images="train")
+    assert found.recipe["uses"] == ["train_images", "train_labels"]
+    assert {(row["split"], row["labels"]) for row in found.recipe["data"]} == {("train", 2)}
+
+
+def test_coefficients_are_refused_behind_other_edits(tmp_path: Path):
+    again = {"name": "adamerging", "weights": str(tmp_path)}
+    edits = [{"name": "ties", "keep": 0.5}]
+    found = merge(pool_from_memory(MODELS, SMALL), {"name": "adamerging", "steps": 2}, edits=edits, data=RandomLender())
+    (tmp_path / "coefficients.json").write_text(found.files["coefficients.json"])
+    for other in ([], [{"name": "ties", "keep": 0.4}]):
+        with pytest.raises(ConfigError, match="of task vectors behind ties: give the same edits"):
+            merge(pool_from_memory(MODELS, SMALL), again, edits=other)
+    same = merge(pool_from_memory(MODELS, SMALL), again, edits=edits)
+    assert all(torch.equal(same.tensors[name], tensor) for name, tensor in found.tensors.items())
 
 
 def test_what_is_held_out_is_not_learned_on(lent: Lent):

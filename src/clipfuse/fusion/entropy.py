@@ -37,7 +37,7 @@ class EntropyConfig(DeltaConfig):
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Adam's step size."""
     early_stop: Literal["none", "entropy", "accuracy"] = "none"
-    """What says when to stop: the mean entropy of images that are held out (val images, of images=train those of train),
+    """What says when to stop: the mean entropy of images that are held out (of val, of train where images=train),
     or by their labels the accuracy.
     """
     every: Annotated[int, Field(ge=1)] = 50

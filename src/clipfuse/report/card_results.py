@@ -43,7 +43,10 @@ def results_table(records: Sequence[Record], title: str = "") -> Table:
     rows = []
     for name, part in parts.items():
         gap, share = mean([record.over_base for record in part]), mean([record.normalised for record in part])
-        row = [*about(name, part), percent(average(part)), spread(name, part)]
+        first, *more = about(name, part)
+        marks = ["transductive"] * part[0].transductive + ["task id known"] * part[0].needs_task_id
+        shown = f"{first} ({', '.join(marks)})" if marks else first
+        row = [shown, *more, percent(average(part)), spread(name, part)]
         row.append(f"{sum(record.loss / record.n for record in part) / len(part):.3f}")
         row += [DASH if gap is None else f"{100 * gap:+.1f}"] if beside else []
         row += [DASH if share is None else percent(share)] if normed else []

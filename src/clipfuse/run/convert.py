@@ -1,6 +1,7 @@
 """`convert`: a model of any format that is read into one that others read: names, layout and dtype, nothing else."""
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from torch import Tensor
 
 from clipfuse.checkpoints.geometry import is_linearised
 from clipfuse.checkpoints.layouts import Places
-from clipfuse.checkpoints.locate import locate
+from clipfuse.checkpoints.locate import Located, locate
 from clipfuse.checkpoints.names import PREFIX, PROJECTION, hub_name
 from clipfuse.checkpoints.safetensors_file import TensorSpec
 from clipfuse.checkpoints.writer import SafetensorsWriter, check_output, new_folder, write_text
 from clipfuse.errors import ModelError
+from clipfuse.fusion.merged import RECIPE, read_recipe
 from clipfuse.models.build import is_full_clip
 from clipfuse.models.full_clip import write_full_clip
 from clipfuse.pool.projections import equal
@@ -23,6 +25,8 @@ from clipfuse.run.extract_lora import extract
 from clipfuse.run.models import modules_of
 from clipfuse.run.source import Source, Told
 from clipfuse.run.to_openclip import write_openclip
+
+log = logging.getLogger(__name__)
 
 
 def convert(
@@ -62,7 +66,22 @@ def convert(
     check_output(out, overwrite, source.checkpoint.files)
     with stage(f"write {to}", source.checkpoint.nbytes, "B") as told, new_folder(out, overwrite) as folder:
         facts = WRITERS[to](source, folder, dtype, told, rank)
+        carry_recipe(source.at, folder, to, dtype)
     return {"out": str(out), "to": to, **facts}
+
+
+def carry_recipe(at: Located, folder: Path, to: str, dtype: torch.dtype | None) -> None:
+    """Let a merge's recipe go with its weights, and so what it has seen; a warning where the format has no place."""
+    recipe = read_recipe(at.folder) if at.folder.is_dir() else None
+    if recipe and to == "hf":
+        written = {"dtype": str(dtype).removeprefix("torch.")} if dtype else {}
+        write_text(folder / RECIPE, json.dumps({**recipe, **written}, indent=2, ensure_ascii=False) + "\n")
+        for name in recipe.get("files", ()):
+            if Path(name).name == name and (at.folder / name).is_file():
+                write_text(folder / name, (at.folder / name).read_text(encoding="utf-8"))
+    elif recipe and recipe["uses"]:
+        seen = ", ".join(recipe["uses"])
+        log.warning("%s: its method has seen %s; the format %s has no place to say so", at.ref, seen, to)
 
 
 def write_hf(source: Source, folder: Path, dtype: torch.dtype | None, told: Told, rank: int) -> Mapping[str, Any]:

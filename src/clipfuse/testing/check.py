@@ -3,7 +3,8 @@
 from typing import Any
 
 import clipfuse.fusion
-import clipfuse.testing.after_contracts  # noqa: F401  registers its contract
+import clipfuse.testing.after_contracts
+import clipfuse.testing.data_contracts  # noqa: F401  register their contracts
 from clipfuse.fusion.registry import Rule, find_any
 from clipfuse.testing.case import Case
 from clipfuse.testing.contracts import CONTRACTS
