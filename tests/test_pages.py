@@ -84,6 +84,11 @@ def test_data(own_rules: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert again == first, "coefficients that are applied again give the same bits"
 
 
+@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
+def test_no_figure_is_missing(page: str):
+    assert not re.search(r"\bFIGURE\b|^TABLE$|\bTODO\b", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.M)
+
+
 def test_negation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     names = run_page("negation.md", tmp_path, monkeypatch)
     printed = capsys.readouterr().out.split()

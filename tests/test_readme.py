@@ -59,6 +59,6 @@ def test_the_offline_commands_pass_the_check(capsys: pytest.CaptureFixture[str])
     from clipfuse.tiny.suite import SUITE
 
     lines = re.findall(r"^    clipfuse run (.*modelpool=tiny_TA8.*?)(?:\s+#.*)?$", README, re.M)
-    assert len(lines) == 3
+    assert len(lines) == 4
     for line in lines:
         assert make_plan(tree_of(shlex.split(line), {})).tasks == tuple(task.name for task in SUITE)

@@ -275,7 +275,7 @@ BAD = {
     "unknown split": (["evaluate", "pkg://clipfuse/tiny/weights/base", TASKS, "split=vall"], "did you mean 'val'"),
     "no models": (["evaluate", TASKS], "at least one model"),
     "a base of two": (["evaluate", "pkg://clipfuse/tiny/weights/tiny-signs/model.safetensors", TASKS], "no known base"),
-    "show": (["show", "method", "tie"], "ties_merging"),
+    "show": (["show", "method", "ties_mergin"], "ties_merging"),
     "bibtex": (["show", "task", "mnist", "--bibtex"], "is for methods"),
     "nothing to fetch": (["fetch"], "takes modelpool="),
 }  # fmt: skip

@@ -8,9 +8,15 @@ from coloured_task import write_base, write_task
 from random_experts import random_deltas, write_expert
 
 import clipfuse
+from clipfuse.cache import cache_folder
 from clipfuse.data.withheld import Withheld
 from clipfuse.errors import ConfigError, PoolError, TaskError
+from clipfuse.fusion import streams
+from clipfuse.fusion.lent import TaskImages
+from clipfuse.run.bench import Bench
+from clipfuse.run.convert import convert
 from clipfuse.run.lend import TaskLender, open_data
+from clipfuse.run.models import evaluate_models
 from clipfuse.run.pipeline import run
 
 
@@ -112,3 +118,47 @@ def test_test_images_take_leave_and_are_marked_everywhere(tree: dict[str, Any]):
     assert (folder / "merged_on_val/coefficients.json").is_file()
     assert "Transductive" in (folder / "merged_on_test/README.md").read_text()
     assert "transductive" in (folder / "report.json").read_text()
+
+
+def test_what_a_merge_has_seen_its_merges_have_seen(tree: dict[str, Any], tmp_path: Path):
+    pool = clipfuse.HuggingFaceClipVisionPool.from_tree(tree["modelpool"])
+    data = clipfuse.open_data(tree["taskpool"]["tasks"])
+    learned = {"name": "adamerging", "steps": 1, "images": "test", "allow_test_adaptation": True}
+    clipfuse.merge(pool, learned, data=data, out=tmp_path / "first")
+    models = tree["modelpool"]["models"] | {"more": str(tmp_path / "first")}
+    again = clipfuse.HuggingFaceClipVisionPool.from_tree({"models": models})
+    recipe = clipfuse.merge(again, "simple_average").recipe
+    assert recipe["uses"] == ["test_images"]
+    assert {row["rule"] for row in recipe["data"]} == {"adamerging"}
+    convert(str(tmp_path / "first"), tmp_path / "other", "hf", base=models["_pretrained_"])
+    assert clipfuse.load(tmp_path / "other").recipe["uses"] == ["test_images"]
+
+
+def test_images_are_told_by_what_they_are_not_by_their_split_s_name(tree: dict[str, Any], tmp_path: Path):
+    result = run(tree | {"method": {"name": "adamerging", "steps": 1}})
+    record = next(record for record in result.records if record.role == "merged")
+    assert not record.transductive
+    folder = Path(tree["out"]) / "merged"
+    on_val = {"taskpool": tree["taskpool"], "base": tree["modelpool"]["models"]["_pretrained_"], "split": "val"}
+    (first, *_) = evaluate_models([str(folder)], on_val)
+    assert first.transductive, "it has learned on these val images"
+    assert record.model_copy(update={"fingerprint": record.seen[0]["fingerprint"]}).transductive
+
+
+def test_what_was_learned_outlives_an_interrupted_evaluation(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CLIPFUSE_CACHE", str(Path(tree["out"]).parent / "cache"))
+    asked, looks, plain = tree | {"method": {"name": "adamerging", "steps": 3}}, [], TaskImages.pixels
+    monkeypatch.setattr(streams, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(TaskImages, "pixels", lambda self, rows: looks.append(len(rows)) or plain(self, rows))
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Bench, "score", refuse)
+        with pytest.raises(KeyboardInterrupt):
+            run(asked)
+    assert len(looks) == 6
+    run(asked)
+    assert len(looks) == 6, "the steps are not made again"
+    assert not list(cache_folder("states").glob("*")), "they are gone once the run is written"
