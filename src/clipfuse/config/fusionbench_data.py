@@ -82,7 +82,7 @@ def translate_data_method(tree: Tree, method: Tree, notes: list[str]) -> tuple[T
     name = ours["name"]
     notes.append(f"method {theirs} is read as {', '.join(f'{key}={value}' for key, value in ours.items())}")
     if name in ON_TEST and "images" not in method:
-        notes.append(f"{theirs} learns on the test images, {name} on val: images=test allow_test_adaptation=true")
+        notes.append(f"{theirs} learns on the test images, this on val unless method.images=test says otherwise")
     steps = method.pop("surgery_steps", None)
     if theirs in SURGERY:
         after = {"name": "surgery"} | ({"steps": steps} if steps is not None else {})

@@ -46,6 +46,8 @@ def check_chain(chain: Chain, view: PoolView, lender: Lender | None = None) -> N
     if rule.models is not None and len(pool) != rule.models:
         raise PoolError(f"{rule.name}: takes {rule.models} experts; the pool has {len(pool)} ({', '.join(pool.tasks)})")
     replace(view, appetite=chain.appetite(len(pool))).check_memory(chain.grain)
+    if lender is not None and not isinstance(lender, Lender):
+        raise ConfigError(f"data: takes what clipfuse.open_data(…) gives (found {lender!r:.60})")
     for step in chain.rules:
         if step.looks and lender is None:
             raise ConfigError(
