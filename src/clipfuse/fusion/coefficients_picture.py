@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, log10
-from xml.sax.saxutils import escape
 
 from clipfuse.fusion.coefficients import ALL, Coefficients, place
+from clipfuse.svg import clean, shortened, text
 
 WIDTH, TOP, LEFT, RIGHT = 720, 72, 52, 24
 """Of the picture and its margins, px."""
@@ -160,22 +160,6 @@ def polyline(places: Sequence[tuple[float, float]], colour: str, width: Number, 
 
 def line(x1: Number, y1: Number, x2: Number, y2: Number, opacity: Number) -> str:
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{INK}" opacity="{opacity}"/>'
-
-
-def text(x: Number, y: Number, words: str, anchor: str = "start", size: int = 11, weight: int = 400) -> str:
-    look = f' text-anchor="{anchor}"' if anchor != "start" else ""
-    look += f' font-size="{size}"' if size != 11 else ""
-    look += f' font-weight="{weight}"' if weight != 400 else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}"{look}>{clean(words)}</text>'
-
-
-def clean(words: str) -> str:
-    """Escaped, and without characters that XML does not know."""
-    return escape("".join(character for character in words if character.isprintable()))
-
-
-def shortened(words: str, most: int) -> str:
-    return words if len(words) <= most else f"{words[: most - 1]}…"
 
 
 def elided(name: str, most: int) -> str:

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, log10
-from xml.sax.saxutils import escape
+
+from clipfuse.svg import clean, shortened, text
 
 WIDTH, PANEL_TOP, PANEL_HEIGHT = 720, 68, 178
 LEFT, RIGHT, GAP, ROW = 52, 24, 60, 17
@@ -230,19 +231,3 @@ def rule(
         f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="{width}" '
         f'opacity="{opacity}"{dashes}/>'
     )
-
-
-def text(x: float, y: float, words: str, anchor: str = "start", size: int = 11, weight: int = 400) -> str:
-    look = f' text-anchor="{anchor}"' if anchor != "start" else ""
-    look += f' font-size="{size}"' if size != 11 else ""
-    look += f' font-weight="{weight}"' if weight != 400 else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}"{look}>{clean(words)}</text>'
-
-
-def clean(words: str) -> str:
-    """Escaped, and without characters that XML does not know."""
-    return escape("".join(character for character in words if character.isprintable()))
-
-
-def shortened(words: str, most: int) -> str:
-    return words if len(words) <= most else f"{words[: most - 1]}…"
